@@ -1,0 +1,187 @@
+"""What the book asks of Sphinx beyond Jupyter Book: alternative texts, plain docstrings, a page of methods by itself."""
+
+import importlib
+import pkgutil
+import re
+
+from docutils import nodes
+from docutils.statemachine import StringList
+from myst_nb.core.render import NbElementRenderer
+from sphinx.util.docutils import SphinxDirective
+
+# --- alternative texts: a figure brings its own in its output's metadata ----------------------------------------------
+
+_render_image = NbElementRenderer.render_image
+
+
+def render_image(self, data):
+    images = _render_image(self, data)
+    if alt := data.output_metadata.get(data.mime_type, {}).get("alt") or data.output_metadata.get("alt"):
+        for image in images:
+            image["alt"] = alt
+    return images
+
+
+# --- docstrings are plain text that may hold reStructuredText: a stray * or | or an indented formula is no mistake ------
+
+_KEPT = re.compile(
+    r"""(``.+?``                                  # code
+        |:[\w:]+:`[^`]+`|`[^`<]+<[^`]+>`_+         # a role, a link
+        |`[^`]+`                                  # code, with one backtick
+        |(?<![\w*])\*\*?[^\s*](?:[^*]*[^\s*])?\*\*?(?![\w*])  # emphasis
+        )""",
+    re.DOTALL | re.VERBOSE,
+)
+_ITEM = re.compile(r"(?:[-*]|\d+\.) ")
+_ENTRY = re.compile(r"(?P<name>[*\w., /`=\[\]]+?): (?P<text>.*)", re.DOTALL)
+_HEADINGS = {f"{word}:" for word in ("Arguments", "Args", "Attributes", "Fields", "Returns", "Raises", "Parameters")}
+
+
+def inline(text: str) -> str:
+    """One paragraph in which code, roles and emphasis stay and every other special character stands for itself."""
+    parts = _KEPT.split(text)
+    for i, part in enumerate(parts):
+        if i % 2 == 0:
+            parts[i] = re.sub(r"([\\*|`])|_(?=\W|$)", lambda m: "\\" + m[0], part)
+            if i and parts[i][:1].isalnum():  # inline markup has to end where a word ends; this space draws nothing
+                parts[i] = "\\ " + parts[i]
+        elif part[0] == "`" and not part.startswith("``") and not part.endswith("_"):
+            parts[i] = f"`{part}`"
+    return "".join(parts)
+
+
+def _runs(lines):
+    """Lines in blocks of one kind: (indented, [line, …])."""
+    block, kind = [], None
+    for line in [*lines, ""]:
+        now = line[0] == " " if line.strip() else None
+        if block and now != kind:
+            yield kind, block
+            block = []
+        if now is not None:
+            block.append(line)
+        kind = now
+
+
+def plain(lines: list[str]) -> list[str]:
+    """A docstring's lines as reStructuredText that shows what the author wrote."""
+    out, before = [], ""
+    for indented, block in _runs(lines):
+        if not indented and (block[0].startswith(".. ") or block[0].startswith(">>>")):
+            out += [*block, ""]
+        elif not indented:
+            out += [*_paragraph(block), ""]
+        elif before.startswith(".. "):
+            out += [*block, ""]
+            continue
+        elif before.rstrip() in _HEADINGS:
+            out += [*_entries(block), ""]
+        else:
+            out += ["::", "", *("    " + line for line in block), ""]
+        before = block[-1] if not block[0].startswith(".. ") else ".. "
+    return out
+
+
+def _joined(lines, starts) -> list[str]:
+    """Lines gathered into entries, a new one wherever `starts` says so."""
+    found = []
+    for line in lines:
+        if starts(line) or not found:
+            found.append(line.strip())
+        else:
+            found[-1] += " " + line.strip()
+    return found
+
+
+def _paragraph(block) -> list[str]:
+    if _ITEM.match(block[0]):
+        return [f"* {inline(_ITEM.sub('', item, count=1))}" for item in _joined(block, _ITEM.match)]
+    if block[-1].rstrip() in _HEADINGS:
+        text = [*inline("\n".join(block[:-1])).splitlines(), ""] if block[:-1] else []
+        return [*text, f"**{block[-1].rstrip(': ')}**"]
+    return inline("\n".join(block)).splitlines()
+
+
+def _entries(block) -> list[str]:
+    margin = min(len(line) - len(line.lstrip()) for line in block)
+    out = []
+    for entry in _joined(block, lambda line: len(line) - len(line.lstrip()) == margin):
+        if match := _ENTRY.fullmatch(entry):
+            out.append(f"* ``{match['name'].strip('`')}``: {inline(match['text'])}")
+        else:
+            out.append(f"* {inline(entry)}")
+    return out
+
+
+def process_docstring(app, what, name, obj, options, lines):
+    lines[:] = plain(lines)
+
+
+# --- reference pages that list what there is --------------------------------------------------------------------------
+
+
+class Reference(SphinxDirective):
+    has_content = True
+    optional_arguments = 1
+
+    def parsed(self, lines: list[str]) -> list[nodes.Node]:
+        container = nodes.container()
+        self.state.nested_parse(StringList(lines, source=self.env.docname), 0, container)
+        return container.children
+
+    def module(self, name: str, title: str) -> nodes.section:
+        """A section with everything public in a module."""
+        section = nodes.section("", nodes.title(title, title), ids=[nodes.make_id(f"module {name}")], names=[name])
+        self.state.document.note_implicit_target(section, section)
+        section += self.rst([f".. automodule:: {name}", "   :members:", "   :show-inheritance:"])
+        return section
+
+    def rst(self, lines: list[str]) -> list[nodes.Node]:
+        """reStructuredText inside a MyST page."""
+        return self.parsed(["```{eval-rst}", *lines, "```"])
+
+
+class Modules(Reference):
+    """Every public module of a package: first those named in the content, in that order, then the others."""
+
+    def run(self):
+        package = importlib.import_module(self.arguments[0])
+        there = [m.name for m in pkgutil.iter_modules(package.__path__) if not m.ispkg and not m.name.startswith("_")]
+        names = [name for name in self.content if name in there]
+        names += [name for name in there if name not in names]
+        return [self.module(f"{package.__name__}.{name}", name) for name in names]
+
+
+class Methods(Reference):
+    """A table of every registered method, then each one's docstring and source."""
+
+    def run(self):
+        import cl_lib.methods
+        from cl_lib.method import methods, registry
+
+        rows = [["key", "family", "scenarios", "parameters and their defaults", "source"]]
+        for method in methods():
+            settings = ", ".join(f"``{name}={value!r}``" for name, value in method["parameters"].items()) or "none"
+            served = ", ".join(method["scenarios"])
+            rows.append([f"``{method['key']}``", method["family"], served, settings, inline(method["citation"])])
+        table = [("* - " if i == 0 else "  - ") + cell for row in rows for i, cell in enumerate(row)]
+        head = [".. list-table::", "   :header-rows: 1", "   :class: methods", ""]
+        names = [f"{cl_lib.methods.__name__}.{m.name}" for m in pkgutil.iter_modules(cl_lib.methods.__path__)]
+        keys = {name: [key for key, cls in registry().items() if cls.__module__ == name] for name in names}
+        sections = [self.module(name, ", ".join(keys[name])) for name in names if keys[name]]
+        return [*self.rst([*head, *("   " + line for line in table)]), *sections]
+
+
+def without_launch_buttons(app):
+    """No repository, no link: the theme expects one as soon as a launch button is asked for."""
+    if not app.config.html_theme_options.get("repository_url"):
+        app.config.html_theme_options["launch_buttons"] = {}
+
+
+def setup(app):
+    app.connect("builder-inited", without_launch_buttons, priority=1)
+    NbElementRenderer.render_image = render_image
+    app.connect("autodoc-process-docstring", process_docstring)
+    app.add_directive("methods", Methods)
+    app.add_directive("modules", Modules)
+    return {"parallel_read_safe": True}

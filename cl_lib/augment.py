@@ -1,0 +1,61 @@
+"""Augmentation of whole batches on the device: a random crop of the padded image, mirrored half the time."""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from cl_lib.errors import InputError
+
+
+@dataclass(frozen=True, eq=False)
+class Augment:
+    """Random crop and horizontal flip, the usual pair for small natural images.
+
+    An image is padded by `crop` pixels on each side; a window of the image's own size is cut out at (dx, dy),
+    uniform in 0…2·crop, and mirrored left to right with probability one half. dx = dy = crop without a flip is
+    the image itself.
+
+    Arguments:
+        crop: the padding in pixels; 0 for no crop.
+        flip: whether to mirror.
+        fill: what the padding holds, a number or a tensor `[channels, 1, 1]`. None is 0; a stream replaces it
+            by black as the network meets it.
+
+    Drawing and applying are apart: each seed draws with its own generator, all are changed at once.
+    Raises InputError if `crop` is not a whole number from 0 up.
+    """
+
+    crop: int = 4
+    flip: bool = True
+    fill: float | Tensor | None = None
+
+    def __post_init__(self):
+        if type(self.crop) is not int or self.crop < 0:
+            raise InputError(f"crop={self.crop!r} cannot be used: give a whole number of pixels from 0 up.")
+
+    def draw(self, n: int, generator: torch.Generator) -> Tensor:
+        """What happens to each of `n` images: dx, dy, and flip (0 or 1), int64 `[n, 3]`."""
+        below = lambda k: torch.randint(k, (n,), generator=generator, device=generator.device)
+        return torch.stack([below(2 * self.crop + 1), below(2 * self.crop + 1), below(1 + self.flip)], dim=-1)
+
+    def apply(self, x: Tensor, draws: Tensor) -> Tensor:
+        """Change images `[..., channels, height, width]` by draws `[..., 3]`; the same shape comes back."""
+        C, H, W = x.shape[-3:]
+        images = x.reshape(-1, C, H, W)
+        dx, dy, flip = draws.to(x.device).reshape(-1, 3).unbind(-1)
+        if p := self.crop:
+            padded = images.new_empty(len(images), C, H + 2 * p, W + 2 * p)
+            padded[...] = 0.0 if self.fill is None else self.fill
+            padded[..., p : p + H, p : p + W] = images
+            windows = padded.unfold(2, H, 1).unfold(3, W, 1)  # a view: [n, C, 2p+1, 2p+1, H, W]
+            images = windows[torch.arange(len(images), device=x.device), :, dy, dx]
+        if self.flip:
+            images = torch.where(flip.bool().view(-1, 1, 1, 1), images.flip(-1), images)
+        return images.reshape(x.shape)
+
+    def to(self, device: str | torch.device) -> "Augment":
+        return replace(self, fill=self.fill.to(device)) if isinstance(self.fill, Tensor) else self
+
+    def config(self) -> dict:
+        return {"crop": self.crop, "flip": self.flip}

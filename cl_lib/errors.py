@@ -1,0 +1,20 @@
+"""Errors that speak to the user: what was given, what is wrong, what to do."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class InputError(ValueError):
+    """Something the user gave cannot be used. The message is one sentence that says what to change."""
+
+
+class Diverged(RuntimeError):
+    """A loss or a parameter stopped being finite during training."""
+
+
+def suggest(given: str, known: Iterable[str], what: str) -> InputError:
+    """The error for an unknown name: names what was given, the nearest right name, and all that are known."""
+    known = sorted(known)
+    near = difflib.get_close_matches(str(given), known, n=1, cutoff=0.5)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    return InputError(f"{given!r} is not a {what} that I know.{hint} Known: {', '.join(known)}.")

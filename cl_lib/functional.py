@@ -1,0 +1,118 @@
+"""Losses as pure functions of one model's logits or parameters. Masked rows get a gradient of exactly 0."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cl_lib.errors import suggest
+
+Tensors = Mapping[str, Tensor]
+
+
+def masked(logits: Tensor, rows: Tensor | None) -> Tensor:
+    """Logits [B, C] in which the rows that do not count have probability zero.
+
+    `rows` is a boolean mask [C] or [B, C], True where an output row counts; None counts all. The filler is
+    the least finite number, not −∞: softmax makes it the same 0, and no 0 · ∞ can arise.
+    """
+    return logits if rows is None else logits.masked_fill(~rows, torch.finfo(logits.dtype).min)
+
+
+def cross_entropy(logits: Tensor, y: Tensor, rows: Tensor | None = None, reduction: str = "mean") -> Tensor:
+    """−log p_y, where p is the softmax over the rows that count.
+
+    Arguments:
+        logits: [B, C].
+        y: output rows [B], each one that counts.
+        rows: see `masked`.
+        reduction: "mean" or "sum" over the batch, or "none" for [B].
+    """
+    return F.cross_entropy(masked(logits, rows), y, reduction=reduction)
+
+
+def distillation(
+    logits: Tensor,
+    teacher: Tensor,
+    rows: Tensor | Sequence[Tensor | range] | None = None,
+    temperature: float = 2.0,
+    form: str = "kl",
+) -> Tensor:
+    r"""Keep the teacher's soft outputs: for q = softmax(teacher/τ), p = softmax(logits/τ), the batch mean of
+
+    .. math:: \text{kl:}\quad \tau^2\,\mathrm{KL}(q\,\|\,p) = \tau^2 \sum_c q_c \log\frac{q_c}{p_c}
+              \qquad\qquad \text{ce:}\quad -\sum_c q_c \log p_c
+
+    Its gradient in a sample's logits is τ (p − q) for "kl", whose τ² keeps it from shrinking as τ grows
+    (Hinton et al., 2015), and (p − q)/τ for "ce", the form of Li & Hoiem (2017). None reaches the teacher.
+
+    Arguments:
+        logits, teacher: [B, C].
+        rows: the rows to distil, as in `masked`; or a list of masks or ranges, one for each old task: each is
+            a softmax of its own then, and the terms are summed (task-incremental learning).
+        temperature: τ.
+        form: "kl" or "ce".
+    """
+    if isinstance(rows, Sequence) and not isinstance(rows, range):
+        heads = (distillation(logits, teacher, head, temperature, form) for head in rows)
+        return sum(heads, logits.new_zeros(()))
+    if isinstance(rows, range):
+        head = slice(rows.start, rows.stop, rows.step)
+        return distillation(logits[:, head], teacher[:, head], None, temperature, form)
+    log_q = F.log_softmax(masked(teacher.detach() / temperature, rows), -1)
+    log_p = F.log_softmax(masked(logits / temperature, rows), -1)
+    if form == "kl":
+        return temperature**2 * (log_q.exp() * (log_q - log_p)).sum(-1).mean()
+    if form == "ce":
+        return -(log_q.exp() * log_p).sum(-1).mean()
+    raise suggest(form, ("kl", "ce"), "form of distillation")
+
+
+def quadratic(params: Tensors, anchor: Tensors, weight: Tensors) -> Tensor:
+    """Σ_i w_i (θ_i − a_i)² over the tensors that `weight` names: what EWC, SI and MAS add to the loss.
+
+    The gradient 2 w (θ − a) is written out, which takes a fraction of the time and memory of plain autograd.
+    No gradient reaches anchor or weight.
+    """
+    return _Quadratic.apply(0, *(tensors[name] for tensors in (params, anchor, weight) for name in weight))
+
+
+class _Quadratic(torch.autograd.Function):
+    """(θ …, a …, w …) -> Σ w (θ − a)², but not over the first `axes` axes, which vmap has put there."""
+
+    @staticmethod
+    def forward(axes, *tensors):
+        return sum(_dot(w, (θ - a).square_(), axes) for θ, a, w in _triples(tensors))
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.axes, *tensors = inputs
+        ctx.save_for_backward(*tensors)
+
+    @staticmethod
+    def backward(ctx, grad):
+        def scale(θ):
+            return (2 * grad).reshape((*grad.shape, *[1] * (θ.dim() - ctx.axes)))
+
+        # in place on (θ − a), each tensor's temporary: fresh memory costs more here than arithmetic
+        grads = [(θ - a).mul_(w).mul_(scale(θ)) for θ, a, w in _triples(ctx.saved_tensors)]
+        return None, *grads, *[None] * (2 * len(grads))
+
+    @staticmethod
+    def vmap(info, dims, axes, *tensors):
+        stacked = (
+            t.expand(info.batch_size, *t.shape) if dim is None else t.movedim(dim, 0)
+            for t, dim in zip(tensors, dims[1:], strict=True)
+        )
+        return _Quadratic.apply(axes + 1, *stacked), 0
+
+
+def _triples(tensors):
+    n = len(tensors) // 3
+    return zip(tensors[:n], tensors[n : 2 * n], tensors[2 * n :], strict=True)
+
+
+def _dot(u, v, axes):
+    u, v = (t.reshape(*t.shape[:axes], -1) for t in (u, v))
+    return torch.linalg.vecdot(u, v) if axes else u @ v

@@ -1,0 +1,354 @@
+"""The learner: trains one network per seed on a stream of tasks, with any method, all seeds along one axis.
+
+What training owns carries a leading seed axis ``[S, …]``; what a method computes for one model is mapped over
+it by ``torch.func.vmap``. A group of one seed is called directly. The losses of a group are summed before one
+backward pass: seeds share no parameter, so each gets its own gradient. What seed s computes does not depend
+on the seeds beside it: each draws from generators of its own, and seeds that take fewer steps than others are
+left out of the steps that they do not take.
+"""
+
+import contextlib
+import hashlib
+import math
+import warnings
+
+import torch
+from torch import Tensor
+from torch.func import vmap
+from torch.utils import _pytree as pytree
+
+from cl_lib import networks
+from cl_lib.errors import InputError, suggest
+from cl_lib.loop import Loop, alike, take
+from cl_lib.method import Method, fields_of, make
+from cl_lib.net import Bag, Net
+from cl_lib.options import DTYPES, Options, identify
+from cl_lib.progress import Progress
+from cl_lib.records import Records
+
+EVALUATION_BATCH = 2048
+
+
+class PoorPairing(UserWarning):
+    """A method and a scenario that work together but are known to do badly."""
+
+
+def separate(method, given: dict) -> tuple[Method, Options]:
+    """Split keyword arguments into the method's parameters and the training options; refuse the others."""
+    names = Options.__dataclass_fields__
+    options = {k: v for k, v in given.items() if k in names}
+    others = {k: v for k, v in given.items() if k not in names}
+    method_class = type(make(method))
+    for name in others:
+        if name not in fields_of(method_class) and not name.startswith("host."):
+            raise suggest(name, [*names, *fields_of(method_class)], f"parameter of {method_class.key} or of the run")
+    return make(method, **others), Options(**options)
+
+
+def configuration(method: Method, stream, options: Options) -> dict:
+    """Plain values that identify a run, its seeds apart."""
+    parameters = identify(method.parameters())
+    where = {**stream.config(), "shape": list(stream.shape)}
+    return {"method": method.key, "parameters": parameters, "stream": where, **options.config()}
+
+
+def generator(seed: int, purpose: str, device="cpu") -> torch.Generator:
+    """A random stream of its own for each seed and purpose. The order of the data is that of the seed itself."""
+    if purpose == "order":
+        return torch.Generator().manual_seed(seed)
+    mixed = hashlib.sha256(f"{purpose}:{seed}".encode()).digest()
+    return torch.Generator(device).manual_seed(int.from_bytes(mixed[:7], "little"))
+
+
+class Task:
+    """What a hook that runs once a task sees of it, for one seed.
+
+    ``index`` is its number, ``rows`` the output rows that the loss on its data sees (a mask ``[C]`` or None),
+    ``old``, ``seen`` and ``present`` the masks of the rows met before it, up to it, and in it; ``generator``
+    is the method's random stream for this seed.
+    """
+
+    def __init__(self, learner: "Learner", index: int, position: int):
+        self.learner, self.index, self.position = learner, index, position
+        self.seed = learner.seeds[position]
+        self.generator = learner.generators["method"][position]
+        self.rows, self.old, self.seen, self.present = (
+            learner.masks(index)[k] for k in ("rows", "old", "seen", "present")
+        )
+
+    def data(self, count: int | None = None, part: str = "train") -> tuple[Tensor, Tensor]:
+        """Inputs ``[n, …]`` and output rows ``[n]``: all of them, or a random ``count`` without replacement."""
+        index = self.learner.stream.indices(self.seed, self.index, part)
+        if count is not None and count < len(index):
+            g = self.generator
+            index = index[torch.randperm(len(index), generator=g, device=g.device)[:count].to(index.device)]
+        x, y = self.learner.stream.batch([self.seed], index[None], self.index, part)
+        return x[0].to(self.learner.dtype), y[0]
+
+
+class Learner:
+    """A method, a stream and one network per seed.
+
+    ``learn(task)`` trains the next task, ``accuracy(task)`` tests on any, ``result()`` returns what was
+    measured so far. Keyword arguments are the training :class:`~cl_lib.options.Options` and the method's own
+    parameters. ``seeds_at_once`` says how many seeds are stacked (all on CUDA, one on a CPU, where stacking
+    costs more than it saves); ``capture`` whether steps become CUDA graphs (on CUDA by default). Neither
+    changes the numbers beyond rounding. Raises :class:`~cl_lib.errors.InputError` for what cannot be meant.
+    """
+
+    def __init__(self, method, stream, *, seeds=(0,), device="auto", seeds_at_once=None, capture=None,
+                 progress=None, **options):
+        self.method, self.options = separate(method, options)
+        self.seeds = check_seeds(seeds)
+        self.device = pick_device(device)
+        self.stream = stream.to(self.device)
+        self.method.refuse_unless_served(stream.scenario)
+        if stream.scenario in self.method.poor:
+            warnings.warn(f"{self.method.key} in {stream.scenario}-incremental learning: "
+                          f"{self.method.poor[stream.scenario]}", PoorPairing, stacklevel=3)
+        half = self.options.dtype == "bfloat16"
+        self.dtype = torch.float32 if half else DTYPES[self.options.dtype]
+        self.autocast = (lambda: torch.autocast(self.device.type, torch.bfloat16)) if half else contextlib.nullcontext
+        self.capture = self.device.type == "cuda" if capture is None else capture
+        self.progress = Progress(self.method.key, stream, self.options.epochs, progress)
+
+        self.reset()
+        stacked = self._stackable(seeds_at_once)
+        self.seeds_at_once = seeds_at_once or (len(self.seeds) if stacked and self.device.type == "cuda" else 1)
+        self.generators = {
+            purpose: [generator(s, purpose, "cpu" if purpose == "order" else self.device) for s in self.seeds]
+            for purpose in ("order", "augment", "method")
+        }
+        self.done = self.met = 0
+        self.active = list(range(len(self.seeds)))
+        self.on_step = None
+        self.method.check(self)
+        self.memory = self.method.start(self)
+        self.records = Records(self)
+
+    # --- the networks ------------------------------------------------------------------------------------
+
+    def reset(self) -> None:
+        """Give every seed its initial network again: parameters and buffers ``[S, …]``."""
+        models = [self._initial(seed) for seed in self.seeds]
+        self.module = models[0]
+        trained = {k for k, p in self.module.named_parameters() if p.requires_grad}
+        states = [{**dict(m.named_parameters()), **dict(m.named_buffers())} for m in models]
+        stack = {k: torch.stack([s[k].detach() for s in states]).to(self.device) for k in states[0]}
+        stack = {k: t.to(self.dtype) if t.is_floating_point() else t for k, t in stack.items()}
+        self.params = {k: t for k, t in stack.items() if k in trained}
+        self.buffers = {k: t for k, t in stack.items() if k not in trained}
+        self.leaves = [
+            {k: p[i].detach().requires_grad_() for k, p in self.params.items()} for i in range(len(self.seeds))
+        ]
+
+    def _initial(self, seed: int):
+        network = networks.build(self.options.network, self.stream.shape, self.stream.outputs, self.options.hidden, seed)
+        return self.method.build(network, self.stream).to(self.device)
+
+    def _stackable(self, wanted: int | None) -> bool:
+        reason = networks.stackable(self.module)
+        if reason is None and not self.method.stacked:
+            reason = f"{self.method.key} trains each seed in a loop of its own"
+        if reason is not None and wanted is not None and wanted > 1:
+            raise InputError(f"seeds_at_once={wanted} is not possible: {reason}. Leave it out or set it to 1.")
+        return reason is None
+
+    def net(self, position: int = 0, training: bool = False) -> Net:
+        """One seed's network as it is now, by its position among ``seeds``."""
+        one = lambda tensors: {k: t[position] for k, t in tensors.items()}  # noqa: E731
+        return Net(self.module, one(self.params), one(self.buffers), training)
+
+    # --- one task ----------------------------------------------------------------------------------------
+
+    def learn(self, task: int | None = None, on_step=None) -> None:
+        """Train the next task, end it as the method does, and test on all tasks.
+
+        ``on_step(learner, batch)`` is called after every step, for a reader who wants to look inside.
+        """
+        task = self.done if task is None else task
+        if task != self.done or task >= self.stream.tasks:
+            left = f"learn({self.done}) is next" if self.done < self.stream.tasks else "all tasks are learned"
+            raise InputError(f"learn({task}): tasks come in order and once each; {left}.")
+        if self.done == 0:
+            self.records.baseline()
+        self.on_step, self.met = on_step, task + 1
+        with self.records.clock("task_end", task):
+            self._once_a_seed("before_task", task)
+        with self.records.clock("train", task):
+            self.method.fit(self, task)
+        with self.records.clock("task_end", task):
+            self._once_a_seed("after_task", task)
+        self.done += 1
+        self.records.after(task)
+
+    def _once_a_seed(self, hook: str, task: int) -> None:
+        if not self.method.has(hook):
+            return
+        call = getattr(self.method, hook)
+        new = []
+        for position in range(len(self.seeds)):
+            memory = pytree.tree_map(lambda t, i=position: t[i], self.memory)
+            new.append(call(self.net(position), Task(self, task, position), memory))
+        self.memory = pytree.tree_map(lambda *ts: torch.stack([t.detach() for t in ts]), *new)
+
+    def train(self, tasks: list[int], epochs: int | None = None, joined: Bag | None = None) -> None:
+        """One loop of epochs over the training data of ``tasks``, for all seeds.
+
+        ``joined`` adds samples of each seed's own, ``x`` ``[S, m, …]`` in input space and rows ``y`` ``[S, m]``.
+        """
+        for start in range(0, len(self.active), self.seeds_at_once):
+            Loop(self, self.active[start : start + self.seeds_at_once], tasks, epochs, joined).run()
+
+    # --- what counts -------------------------------------------------------------------------------------
+
+    def masks(self, task: int) -> Bag:
+        """Masks ``[C]`` over output rows while ``task`` is trained; ``rows`` are those of its loss, None for all."""
+        mask = lambda rows: torch.zeros(self.stream.outputs, dtype=torch.bool, device=self.device).index_fill_(  # noqa: E731
+            0, torch.as_tensor(sorted(set(rows)), device=self.device, dtype=torch.long), True)
+        met = lambda upto: [r for t in range(upto) for r in self.stream.rows[t]]  # noqa: E731
+        out = Bag(old=mask(met(task)), seen=mask(met(task + 1)), present=mask(self.stream.rows[task]))
+        chosen = {"seen": out.seen, "present": out.present, "all": None}[self.options.loss_over]
+        out.rows = {"task": out.present, "domain": None, "class": chosen}[self.stream.scenario]
+        before = self.stream.rows[:task]
+        out.heads = before if self.stream.scenario == "task" else [range(max((r.stop for r in before), default=0))]
+        return out
+
+    def rows_of(self, tasks: Tensor, seen: Tensor) -> Tensor | None:
+        """The rows that count for stored samples of ``tasks`` ``[…]``, a mask ``[…, C]``: their own
+        (task-incremental), all seen (class-incremental); or None for all."""
+        if self.stream.scenario == "task":
+            return self.owners[tasks]
+        if self.stream.scenario == "domain" or self.options.loss_over == "all":
+            return None
+        return seen.expand(*tasks.shape, -1)
+
+    def example(self) -> tuple[Tensor, Tensor]:
+        """One training sample as the network meets it, and its output row: the shapes and types of a buffer."""
+        index = self.stream.indices(self.seeds[0], 0)[None, :1]
+        x, y = self.stream.batch(self.seeds[:1], index, 0)
+        return x[0, 0].to(self.dtype), y[0, 0]
+
+    def augmented(self, x: Tensor, positions) -> Tensor:
+        """Inputs ``[G, B, …]`` of the seeds at ``positions``, augmented as the stream says."""
+        augment = self.stream.augment
+        if augment is None:
+            return x
+        draws = [augment.draw(x.shape[1], self.generators["augment"][i]) for i in positions]
+        return augment.apply(x, torch.stack(draws))
+
+    @property
+    def owners(self) -> Tensor:
+        """Which output rows belong to which task, ``[T, C]``."""
+        if not hasattr(self, "_owners"):
+            self._owners = torch.stack([self.masks(t).present for t in range(self.stream.tasks)])
+        return self._owners
+
+    # --- testing -----------------------------------------------------------------------------------------
+
+    def accuracy(self, task: int, part: str = "test") -> Tensor:
+        """Accuracy of every seed on one task, as the network is now, ``[S]``."""
+        if not 0 <= task < self.stream.tasks:
+            raise InputError(f"There is no task {task}: the stream's tasks are 0 to {self.stream.tasks - 1}.")
+        hits, total = self.hits([task], part)
+        return hits.sum((1, 2)) / total.sum((1, 2))
+
+    @torch.no_grad()
+    def hits(self, tasks, part: str = "test", positions=None) -> tuple[Tensor, Tensor]:
+        """Right answers and samples by task and output row, both ``[seeds, len(tasks), C]`` on the host."""
+        positions = range(len(self.seeds)) if positions is None else positions
+        hits, total = (torch.zeros(len(self.seeds), len(tasks), self.stream.outputs, device=self.device) for _ in "ab")
+        allowed = self._allowed()
+        for i, task in enumerate(tasks):
+            indices = {p: self.stream.indices(self.seeds[p], task, part) for p in positions}
+            for some in alike({p: len(index) for p, index in indices.items()}):
+                for start in range(0, len(some), self.seeds_at_once):
+                    group = some[start : start + self.seeds_at_once]
+                    index = torch.stack([indices[p] for p in group])
+                    for cut in index.split(EVALUATION_BATCH, 1):
+                        x, y = self.stream.batch([self.seeds[p] for p in group], cut, task, part)
+                        scores = self._scores(group, x.to(self.dtype)).masked_fill(~allowed[task], -math.inf)
+                        right = (scores.argmax(-1) == y).to(hits.dtype)
+                        for count, what in ((hits, right), (total, torch.ones_like(right))):
+                            count[list(group), i] = count[list(group), i].scatter_add(1, y, what)
+        keep = list(positions)
+        return hits[keep].cpu(), total[keep].cpu()
+
+    def _allowed(self) -> Tensor:
+        """Rows an answer may come from, ``[T, C]``: before any task all of them count in class-incremental."""
+        if self.stream.scenario == "task":
+            return self.owners
+        if self.stream.scenario == "class" and self.met:
+            return self.owners[: self.met].any(0).expand(self.stream.tasks, -1)
+        return torch.ones_like(self.owners)
+
+    def _scores(self, group: tuple[int, ...], x: Tensor) -> Tensor:
+        """The method's scores for inputs ``[G, B, …]`` of some seeds, ``[G, B, C]``."""
+
+        def scores(params, buffers, memory, x):
+            return self.method.predict(Net(self.module, params, buffers, training=False), x, memory)
+
+        memory = self.memory if self.method.has("predict") else Bag()
+        owned = take((self.params, self.buffers, memory), group)
+        with self.autocast():
+            if len(group) == 1:
+                return scores(*pytree.tree_map(lambda t: t[0], owned), x[0])[None].float()
+            return vmap(scores)(*owned, x).float()
+
+    # --- what is kept ------------------------------------------------------------------------------------
+
+    def result(self):
+        """What was measured so far, as a :class:`~cl_lib.results.Result`."""
+        return self.records.result()
+
+    def config(self) -> dict:
+        """Plain values that identify this run, seeds apart: equal configurations give equal numbers."""
+        return configuration(self.method, self.stream, self.options)
+
+    def state(self) -> Bag:
+        """Everything the next task depends on, as a Bag of tensors: the learner between two tasks."""
+        random = {k: torch.stack([g.get_state() for g in gs]) for k, gs in self.generators.items()}
+        active = torch.zeros(len(self.seeds), dtype=torch.bool)
+        active[self.active] = True
+        tensors = Bag(params=Bag(self.params), buffers=Bag(self.buffers), memory=self.memory, random=Bag(random))
+        return Bag(pytree.tree_map(torch.clone, tensors), records=self.records.state(), active=active,
+                   done=torch.tensor(self.done))
+
+    @torch.no_grad()
+    def load_state(self, state: Bag) -> None:
+        """Go back to what :meth:`state` returned."""
+        for own, kept in ((self.params, state.params), (self.buffers, state.get("buffers", Bag()))):
+            for name, tensor in own.items():
+                tensor.copy_(kept[name])
+        self.memory = pytree.tree_map(lambda t: t.clone(), state.get("memory", Bag()))
+        for purpose, generators in self.generators.items():
+            for g, kept in zip(generators, state.random[purpose], strict=True):
+                g.set_state(kept.cpu())
+        self.records.load(state.records)
+        self.active = state.active.nonzero().flatten().tolist()
+        self.done = self.met = int(state.done)
+
+
+def check_seeds(seeds) -> tuple[int, ...]:
+    """Seeds as a tuple: a number n means seeds 0 … n−1."""
+    if isinstance(seeds, int) and not isinstance(seeds, bool):
+        if seeds < 1:
+            raise InputError(f"seeds={seeds} names no seed: give how many, 1 or more, or the seeds themselves.")
+        return tuple(range(seeds))
+    seeds = tuple(seeds)
+    if not seeds or any(not isinstance(s, int) or s < 0 for s in seeds) or len(set(seeds)) < len(seeds):
+        raise InputError(f"seeds={seeds} must be different whole numbers, 0 or more, and at least one.")
+    return seeds
+
+
+def pick_device(device) -> torch.device:
+    """``"auto"`` is CUDA where there is one, else the CPU."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(device)
+    except RuntimeError:
+        raise InputError(f"device={device!r} is not a device: use auto, cpu, cuda or cuda:1.") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise InputError(f"device={device} is not at hand: this machine or this build of torch has no CUDA. Use cpu.")
+    return device

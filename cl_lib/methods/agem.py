@@ -1,0 +1,65 @@
+from dataclasses import dataclass
+
+import torch
+
+from cl_lib.functional import cross_entropy
+from cl_lib.method import Method
+from cl_lib.methods.er import draw_replay, start_buffer
+from cl_lib.net import Bag
+
+
+@dataclass
+class AGEM(Method):
+    r"""Averaged gradient episodic memory: never step against the mean gradient of the memory.
+
+    .. math:: \tilde g = g - \frac{g \cdot g_{ref}}{\|g_{ref}\|^2}\, g_{ref}
+              \quad\text{if } g \cdot g_{ref} < 0, \qquad \tilde g = g \text{ otherwise}
+
+    g is the gradient of the new batch, g_ref that of ``replay_batch`` samples drawn from the memory of all
+    past tasks together; both are one vector over all parameters. The memory of ``memory`` samples is shared
+    equally: each task leaves ⌊M/T⌋ of its own, drawn uniformly when it ends.
+
+    The guarantee, to first order and for the mean loss of the reference batch only, holds for plain SGD;
+    momentum, weight decay and Adam move along other directions than g̃.
+
+    Cost: one more forward and backward pass in each step; memory: the buffer, constant in the tasks.
+    """
+
+    memory: int = 200  # M, samples in all
+    replay_batch: int | None = None  # size of the reference batch; None: as large as the batch
+
+    family = "replay"
+    neutral = {"memory": 0}
+    citation = "Chaudhry et al., 2019, ICLR, arXiv:1812.00420, equation 11"
+    cost = "each step: forward and backward pass of replay_batch samples; memory: the buffer; constant in the tasks"
+
+    def start(self, learner):
+        return Bag(buffer=start_buffer(learner, self.memory))
+
+    def before_step(self, learner, batch, memory):
+        draw_replay(learner, batch, memory.buffer, self.replay_batch)
+
+    def direct(self, grads, net, batch, memory):
+        if "replay" not in batch:
+            return grads
+        replay = batch.replay
+        reference = net.grad(lambda net: cross_entropy(net(replay.x), replay.y, replay.get("rows")))
+        return project(grads, reference)
+
+    def after_task(self, net, task, memory):
+        buffer, share = memory.buffer, self.memory // task.learner.stream.tasks
+        x, y = task.data(share)
+        at = slice(int(buffer.seen), int(buffer.seen) + len(y))
+        new = {"x": x, "y": y, "task": torch.full_like(y, task.index)}
+        kept = {name: buffer[name].clone() for name in new}
+        for name, values in new.items():
+            kept[name][at] = values
+        return Bag(buffer=Bag(kept, seen=buffer.seen + len(y)))
+
+
+def project(grads: dict, reference: dict) -> dict:
+    """g made orthogonal to g_ref where their dot product is negative; unchanged otherwise."""
+    dot = sum((g * reference[k]).sum() for k, g in grads.items())
+    norm = sum((r * r).sum() for r in reference.values())
+    coefficient = torch.where(dot < 0, dot / norm.clamp_min(torch.finfo(norm.dtype).tiny), torch.zeros_like(dot))
+    return {k: g - coefficient * reference[k] for k, g in grads.items()}

@@ -1,0 +1,43 @@
+from dataclasses import dataclass
+
+import torch
+
+from cl_lib.functional import distillation
+from cl_lib.method import Method
+
+
+@dataclass
+class LwF(Method):
+    r"""Learning without forgetting: keep the old outputs on the new inputs.
+
+    .. math:: \mathcal L(\theta) = \mathcal L_t(\theta)
+              + \lambda\, \tau^2\, \mathrm{KL}\big(\mathrm{softmax}(z^{old}_{:o}/\tau)\,\|\,\mathrm{softmax}(z_{:o}/\tau)\big)
+
+    z^{old} are the logits of the network as it was before the task, in evaluation mode, on the batch of the
+    new task; :o the rows of the classes met before it. In task-incremental learning each old head has its own
+    softmax and the terms are summed. In domain-incremental learning the one shared head is distilled.
+
+    Where paper and code disagree: the paper's loss is the cross-entropy form without τ² (its gradient is
+    smaller by about τ²), and its task-incremental version first trains the new head alone (``warm-up``), which
+    the single-network form here leaves out; Mammoth, FACIL, Avalanche and van de Ven omit τ² as well.
+
+    Cost: one forward pass of the old network in each step; memory: one copy of the network, constant in the tasks.
+    """
+
+    strength: float = 1.0  # λ
+    temperature: float = 2.0  # τ
+
+    family = "regularisation"
+    neutral = {"strength": 0.0}
+    citation = "Li & Hoiem, 2017, TPAMI 40: 2935–2947"
+    cost = "each step: one forward pass; memory: one network; constant in the tasks"
+
+    def before_task(self, net, task, memory):
+        return net.snapshot() if task.index > 0 else memory
+
+    def penalty(self, net, batch, memory):
+        if not memory or self.strength == 0:
+            return 0.0
+        with torch.no_grad():
+            teacher = net.frozen(memory)(batch.x)
+        return self.strength * distillation(net(batch.x), teacher, batch.heads, self.temperature)

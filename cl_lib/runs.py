@@ -1,0 +1,137 @@
+"""A whole stream at once: groups of seeds in processes, finished runs recognised, killed ones resumed."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import joblib
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from cl_lib.errors import InputError
+from cl_lib.learner import Learner, check_seeds, configuration, separate
+from cl_lib.net import Bag
+from cl_lib.results import Result, replacing
+
+
+def run(method, stream, *, seeds=(0,), device="auto", seeds_at_once=None, jobs=1, out=None, fresh=False,
+        progress=None, capture=None, **options) -> Result:
+    """Train a method on every task of a stream and measure it: a :class:`~cl_lib.results.Result`.
+
+    Arguments:
+        method: a registry key (``"ewc"``) or a :class:`~cl_lib.method.Method`.
+        stream: what ``cl_lib.split`` and its kin return.
+        seeds: the seeds, or how many (5 means 0 … 4).
+        device: ``"auto"`` (CUDA where there is one), ``"cpu"``, ``"cuda:1"`` …
+        seeds_at_once: how many seeds are stacked on one device; all on CUDA, one on a CPU, unless stated.
+        jobs: how many processes, of one thread each, share the seeds. Numbers depend on neither of the two.
+        out: a folder for results. A run that finished there is loaded instead of repeated, one that was killed
+            goes on after its last finished task; ``fresh=True`` starts anew.
+        progress: whether to show a line of progress; by default where there is a terminal.
+        capture: whether steps become CUDA graphs; by default on CUDA.
+        **options: training :class:`~cl_lib.options.Options` (``network``, ``hidden``, ``epochs``, ``batch_size``,
+            ``lr``, ``optimizer``, ``momentum``, ``weight_decay``, ``schedule``, ``clip``, ``loss_over``,
+            ``dtype``, ``patience``, ``on_divergence``) and the method's own parameters.
+
+    Raises ``InputError`` for what cannot be meant and ``Diverged`` where a loss is no longer finite.
+    """
+    seeds = check_seeds(seeds)
+    if not isinstance(jobs, int) or jobs < 1:
+        raise InputError(f"jobs={jobs!r} must be a whole number of processes, 1 or more.")
+    method, training = separate(method, options)
+    settings = vars(training) | {"seeds_at_once": seeds_at_once, "device": device, "progress": progress, "capture": capture}
+    config = configuration(method, stream, training)
+    place = None if out is None else Path(out) / f"{method.key}-{digest(config, seeds)}.safetensors"
+    if place is not None and place.exists() and not fresh:
+        return Result.load(place)
+
+    jobs = min(jobs, len(seeds))
+    share = -(-len(seeds) // jobs)
+    groups = [seeds[i : i + share] for i in range(0, len(seeds), share)]
+    files = [place and place.with_name(f"{method.key}-{digest(config, group)}.checkpoint") for group in groups]
+    if fresh:
+        for file in files:
+            file and file.unlink(missing_ok=True)
+    tasks = [(method, stream, group, settings, file) for group, file in zip(groups, files, strict=True)]
+    if len(groups) == 1:
+        results = [run_group(*tasks[0])]
+    else:
+        results = joblib.Parallel(n_jobs=jobs)(joblib.delayed(run_in_one_thread)(*task) for task in tasks)
+    result = Result.join(results, seeds)
+    if place is not None:
+        result.save(place)
+        for file in files:
+            file.unlink(missing_ok=True)
+    return result
+
+
+def run_in_one_thread(*task) -> Result:
+    torch.set_num_threads(1)
+    return run_group(*task)
+
+
+def run_group(method, stream, seeds, settings: dict, checkpoint: Path | None) -> Result:
+    """All tasks for some seeds in this process, with a checkpoint after each."""
+    learner = Learner(method, stream, seeds=seeds, **settings)
+    if checkpoint is not None and checkpoint.exists():
+        load_checkpoint(learner, checkpoint)
+    while learner.done < learner.stream.tasks:
+        learner.learn()
+        if checkpoint is not None and learner.done < learner.stream.tasks:
+            save_checkpoint(learner, checkpoint)
+    learner.progress.end()
+    return learner.result()
+
+
+def digest(config: dict, seeds: tuple[int, ...]) -> str:
+    """A short name for a configuration: equal names, equal runs."""
+    return hashlib.sha256(json.dumps([config, seeds], sort_keys=True, default=str).encode()).hexdigest()[:12]
+
+
+def save_checkpoint(learner: Learner, path) -> None:
+    """Write the learner's state between two tasks to one file, whole or not at all."""
+    tensors = {name: t.cpu().contiguous() for name, t in flatten(learner.state())}
+    identity = json.dumps([learner.config(), learner.seeds], sort_keys=True, default=str)
+    with replacing(path) as temporary:
+        save_file(tensors, temporary, metadata={"format": "cl_lib checkpoint 1", "identity": identity})
+
+
+def load_checkpoint(learner: Learner, path) -> None:
+    """Put a learner where :func:`save_checkpoint` left one with the same configuration and seeds.
+
+    Raises ``InputError`` for a file that is no checkpoint, or that of another configuration.
+    """
+    try:
+        with safe_open(path, framework="pt", device=str(learner.device)) as file:
+            header = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a dict
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path} is not a checkpoint, or it is damaged ({error}): delete it to start anew.") from error
+    here = json.loads(json.dumps([learner.config(), learner.seeds], sort_keys=True, default=str))
+    there = json.loads(header.get("identity", "[{}, []]"))
+    if here != there:
+        differing = sorted(k for k in {**here[0], **there[0]} if here[0].get(k) != there[0].get(k)) or ["seeds"]
+        raise InputError(f"{path} is the checkpoint of another run: {', '.join(differing)} differ. Give the same "
+                         "settings, or another folder, or start anew.")
+    learner.load_state(unflatten(tensors))
+
+
+def flatten(tree: Bag, above: str = ""):
+    """The tensors of nested Bags with their paths; names of parameters contain dots, so paths use slashes."""
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            yield from flatten(value, f"{above}{name}/")
+        else:
+            yield f"{above}{name}", value
+
+
+def unflatten(tensors: dict) -> Bag:
+    tree = Bag()
+    for path, tensor in tensors.items():
+        *above, name = path.split("/")
+        node = tree
+        for step in above:
+            node = node.setdefault(step, Bag())
+        node[name] = tensor
+    return tree
