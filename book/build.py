@@ -1,8 +1,8 @@
 """Build the book: execute the notebooks into a build folder, then make the pages with warnings as errors.
 
-    python book/build.py              execute, then build into _build/html
-    python book/build.py --tracked    build from the outputs stored in the notebooks, executing nothing
-    python book/build.py --refresh    execute, and store the outputs in the notebooks; no pages
+python book/build.py              execute, then build into _build/html
+python book/build.py --tracked    build from the outputs stored in the notebooks, executing nothing
+python book/build.py --refresh    execute, and store the outputs in the notebooks; no pages
 """
 
 import argparse
@@ -54,8 +54,8 @@ def refresh(root: Path = ROOT, executed: Path | None = None, jobs: int | None = 
 def build(out: Path | None = None, root: Path = ROOT, tracked: bool = False, jobs: int | None = None) -> Path:
     """Build the book at `root` into the folder `out` (default: _build/html) and return the front page.
 
-    The pages are made from a copy, so that no tracked file is touched, and replace the former ones only when all of
-    them were made. Raises NotebookFailed or BuildFailed.
+    The pages are made from a copy, so that no tracked file is touched, and replace the former ones only when
+    all of them were made. Raises NotebookFailed or BuildFailed.
     """
     out = Path(out or root / "_build" / "html").resolve()
     work = out.parent / f"{out.name}.work"
@@ -67,7 +67,9 @@ def build(out: Path | None = None, root: Path = ROOT, tracked: bool = False, job
     for page in pages(root):
         path = next((p for suffix in (".md", ".ipynb") if (p := root / f"{page}{suffix}").is_file()), None)
         if path is None:
-            raise BuildFailed(f"_toc.yml names {page}, but there is no {page}.md or {page}.ipynb: add it or take it out.")
+            raise BuildFailed(
+                f"_toc.yml names {page}, but there is no {page}.md or {page}.ipynb: add it or take it out."
+            )
     shutil.copy(root / "index.md", copy)
     shutil.copytree(root / "book", copy / "book", ignore=shutil.ignore_patterns("__pycache__"))
     (copy / "notebooks").mkdir()
@@ -75,7 +77,9 @@ def build(out: Path | None = None, root: Path = ROOT, tracked: bool = False, job
         executed = {path: path for path in sources(root)}
     else:
         print(f"Executing {len(sources(root))} notebooks", flush=True)
-        executed = dict(zip(sources(root), notebooks.execute_all(sources(root), work / "executed", jobs), strict=True))
+        executed = dict(
+            zip(sources(root), notebooks.execute_all(sources(root), work / "executed", jobs), strict=True)
+        )
     for path, result in executed.items():
         notebooks.write(notebooks.strip(notebooks.read(result)), copy / path.relative_to(root))
     print("Building the pages", flush=True)
@@ -92,18 +96,33 @@ def build(out: Path | None = None, root: Path = ROOT, tracked: bool = False, job
 
 def _sphinx(source: Path, out: Path) -> None:
     start = "from jupyter_book.cli.main import main; main()"
-    command = [sys.executable, "-c", start, "build", str(source), "--path-output", str(out), "-W", "-n", "--keep-going"]
+    command = [
+        sys.executable,
+        "-c",
+        start,
+        "build",
+        str(source),
+        "--path-output",
+        str(out),
+        "-W",
+        "-n",
+        "--keep-going",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, errors="replace")
     if done.returncode:
         told = re.sub(r"\x1b\[[\d;]*m", "", done.stderr or done.stdout).replace(f"{source}/", "")
-        told = re.sub(r"^Traceback .*\n(?:  .*\n)+", "", told, flags=re.MULTILINE).split("\nThe above exception")[0]
+        told = re.sub(r"^Traceback .*\n(?:  .*\n)+", "", told, flags=re.MULTILINE).split(
+            "\nThe above exception"
+        )[0]
         raise BuildFailed(f"Making the pages failed (warnings count as errors):\n{told.strip()}")
 
 
 def main(argv=None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tracked", action="store_true", help="use the stored outputs; execute nothing")
-    parser.add_argument("--refresh", action="store_true", help="store fresh outputs in the notebooks; no pages")
+    parser.add_argument(
+        "--refresh", action="store_true", help="store fresh outputs in the notebooks; no pages"
+    )
     parser.add_argument("--out", type=Path, help="folder for the pages (default: _build/html)")
     parser.add_argument("--jobs", type=int, help="notebooks at a time (default: one a core)")
     arguments = parser.parse_args(argv)

@@ -12,9 +12,9 @@ from cl_lib.errors import InputError
 class Augment:
     """Random crop and horizontal flip, the usual pair for small natural images.
 
-    An image is padded by `crop` pixels on each side; a window of the image's own size is cut out at (dx, dy),
-    uniform in 0…2·crop, and mirrored left to right with probability one half. dx = dy = crop without a flip is
-    the image itself.
+    An image is padded by `crop` pixels on each side; a window of the image's size is cut out at (dx, dy),
+    uniform in 0…2·crop, and mirrored left to right with probability one half. dx = dy = crop, not mirrored,
+    is the image itself.
 
     Arguments:
         crop: the padding in pixels; 0 for no crop.
@@ -58,4 +58,7 @@ class Augment:
         return replace(self, fill=self.fill.to(device)) if isinstance(self.fill, Tensor) else self
 
     def config(self) -> dict:
-        return {"crop": self.crop, "flip": self.flip}
+        fill = self.fill
+        if isinstance(fill, Tensor):
+            fill = [round(value, 4) for value in fill.flatten().tolist()]
+        return {"crop": self.crop, "flip": self.flip, "fill": fill}

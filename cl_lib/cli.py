@@ -9,7 +9,7 @@ import pandas as pd
 
 from cl_lib import datasets, streams
 from cl_lib.errors import Diverged, InputError, suggest
-from cl_lib.method import SCENARIOS, fields_of, methods, registry
+from cl_lib.method import SCENARIOS, described, fields_of, registry
 from cl_lib.options import Options
 from cl_lib.results import Result
 from cl_lib.runs import run
@@ -204,7 +204,7 @@ def draw(results: list[Result], path: str) -> None:
 
 
 def list_methods(as_json: bool) -> None:
-    known = methods()
+    known = described()
     if as_json:
         print(json.dumps(known, indent=2, default=str))
         return

@@ -20,6 +20,8 @@ from torch.utils.data import DataLoader
 from cl_lib.errors import InputError, suggest
 from cl_lib.readers import READERS
 
+NAMES = tuple(READERS)
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Dataset:
@@ -52,10 +54,10 @@ class Dataset:
                                  f"give int64, one for each of the {len(x)} images, and at least one.")
             if y.min() < 0 or y.max() >= len(self.classes):
                 raise InputError(f"The {part} labels of {self.name!r} run from {y.min()} to {y.max()}, but "
-                                 f"it names {len(self.classes)} classes: number them from 0, without a gap.")
+                                 f"it names {len(self.classes)} classes: number them from 0 without a gap.")
         if self.x.shape[1:] != self.x_test.shape[1:] or self.x.dtype != self.x_test.dtype:
-            raise InputError(f"{self.name!r} trains on {self.x.dtype} images {list(self.x.shape[1:])} and tests "
-                             f"on {self.x_test.dtype} {list(self.x_test.shape[1:])}: give images of one kind.")
+            raise InputError(f"{self.name!r} trains on {self.x.dtype} images {list(self.x.shape[1:])}, tests "
+                             f"on {self.x_test.dtype} {list(self.x_test.shape[1:])}: give one kind.")
 
     def __repr__(self) -> str:
         size = "×".join(map(str, self.x.shape[1:]))
@@ -88,7 +90,7 @@ class Dataset:
         uint8 images count as 0 to 1.
         """
         total = torch.zeros(2, *self.x.shape[1:], dtype=torch.float64, device=self.x.device)
-        for chunk in self.x.split(4096):
+        for chunk in self.x.split(256):  # small enough for a processor's cache
             x = chunk.float() / 255 if chunk.dtype == torch.uint8 else chunk
             total += torch.stack([x.sum(0), x.square().sum(0)])
         mean, square = total / len(self.x)
@@ -138,36 +140,39 @@ _loaded: dict[tuple[str, str], Dataset] = {}
 
 
 def join(tasks: Iterable[tuple[Any, Any]], name: str) -> tuple[Dataset, list[int]]:
-    """Pairs (train, test) of torchvision-style data sets or DataLoaders -> one data set, and each pair's classes.
+    """Pairs (train, test) of torchvision-style data sets or DataLoaders -> one data set.
 
-    The labels in a training set, sorted, are the next classes of the whole; their number is the second result.
+    The labels in a training set, sorted, are the next classes of the whole; the second result says how many
+    they are for each pair.
     Raises InputError if a source cannot be read, or the sources do not fit together.
     """
     train, test, sizes, names = [], [], [], []
     for t, pair in enumerate(tasks):
         if not isinstance(pair, tuple | list) or len(pair) != 2:
-            raise InputError(f"Task {t} is given as {type(pair).__name__}: give a pair (training set, test set).")
+            raise InputError(f"Task {t} is given as {type(pair).__name__}: "
+                             "give a pair (training set, test set).")
         x, y = _read(pair[0], f"training set of task {t}")
         x_test, y_test = _read(pair[1], f"test set of task {t}")
         labels = y.unique()
         strangers = y_test[~torch.isin(y_test, labels)]
         if len(strangers):
-            raise InputError(f"The test set of task {t} has the label {strangers[0]}, which its training set "
-                             "lacks: give both the same classes.")
+            raise InputError(f"The test set of task {t} has the label {strangers[0]}, which its training "
+                             "set lacks: give both the same classes.")
         train.append((x, torch.searchsorted(labels, y) + len(names)))
         test.append((x_test, torch.searchsorted(labels, y_test) + len(names)))
         names += [_class_name(pair[0], label) for label in labels.tolist()]
         sizes.append(len(labels))
     kinds = {f"{x.dtype} {list(x.shape[1:])}" for x, _ in train + test}
     if len(kinds) != 1:
-        raise InputError(f"The tasks' images must be of one kind, not {' and '.join(sorted(kinds)) or 'none'}: "
-                         "give at least one task, and make images alike with a transform.")
+        found = " and ".join(sorted(kinds)) or "no task"
+        raise InputError(f"The tasks' images must be of one kind, but there is {found}: "
+                         "give at least one task, and make their images alike with a transform.")
     tensors = [torch.cat(parts) for parts in (*zip(*train, strict=True), *zip(*test, strict=True))]
     return Dataset(name, *tensors, tuple(names)), sizes
 
 
 def _read(source, what: str) -> tuple[Tensor, Tensor]:
-    """A torchvision-style data set or a DataLoader -> images `[n, channels, height, width]` and labels `[n]`."""
+    """A torchvision-style data set or DataLoader -> images `[n, channels, height, width]`, labels `[n]`."""
     if isinstance(source, DataLoader):
         samples = (sample for x, y in source for sample in zip(x, y, strict=True))
     elif hasattr(source, "__getitem__"):
@@ -178,14 +183,14 @@ def _read(source, what: str) -> tuple[Tensor, Tensor]:
         images, labels = zip(*((_image(image), int(label)) for image, label in samples), strict=True)
         return torch.stack(images), torch.tensor(labels)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise InputError(f"The {what} cannot be read ({error}): give pairs (image, whole number), at least one, "
-                         "all images of one shape.") from error
+        raise InputError(f"The {what} cannot be read ({error}): give pairs (image, whole number), at least "
+                         "one, all images of one shape.") from error
 
 
 def _image(image) -> Tensor:
-    """A PIL image or array `[height, width(, channels)]`, or a tensor `[channels, height, width]` -> the tensor.
+    """A PIL image, an array `[height, width(, channels)]`, a tensor -> tensor `[channels, height, width]`.
 
-    A tensor of fewer dimensions gets leading ones: a vector of features is one row of one channel.
+    What has fewer dimensions gets leading ones: a vector of features is one row of one channel.
     """
     if not isinstance(image, Tensor):
         image = torch.from_numpy(np.array(image))

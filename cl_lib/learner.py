@@ -106,6 +106,8 @@ class Learner:
         if stream.scenario in self.method.poor:
             warnings.warn(f"{self.method.key} in {stream.scenario}-incremental learning: "
                           f"{self.method.poor[stream.scenario]}", PoorPairing, stacklevel=3)
+        if self.options.patience and not len(self.stream.indices(self.seeds[0], 0, "valid")):
+            raise InputError("patience needs images to watch: make the stream with validation=0.1, say.")
         half = self.options.dtype == "bfloat16"
         self.dtype = torch.float32 if half else DTYPES[self.options.dtype]
         self.autocast = (lambda: torch.autocast(self.device.type, torch.bfloat16)) if half else contextlib.nullcontext
@@ -185,20 +187,23 @@ class Learner:
     def _once_a_seed(self, hook: str, task: int) -> None:
         if not self.method.has(hook):
             return
-        call = getattr(self.method, hook)
-        new = []
-        for position in range(len(self.seeds)):
+        call, new = getattr(self.method, hook), {}
+        for position in self.active:
             memory = pytree.tree_map(lambda t, i=position: t[i], self.memory)
-            new.append(call(self.net(position), Task(self, task, position), memory))
-        self.memory = pytree.tree_map(lambda *ts: torch.stack([t.detach() for t in ts]), *new)
+            new[position] = call(self.net(position), Task(self, task, position), memory)
+        # a seed that was dropped keeps its place in the stack, with somebody else's memory
+        some = next(iter(new.values()))
+        each = [new.get(position, some) for position in range(len(self.seeds))]
+        self.memory = pytree.tree_map(lambda *ts: torch.stack([t.detach() for t in ts]), *each)
 
     def train(self, tasks: list[int], epochs: int | None = None, joined: Bag | None = None) -> None:
         """One loop of epochs over the training data of ``tasks``, for all seeds.
 
         ``joined`` adds samples of each seed's own, ``x`` ``[S, m, …]`` in input space and rows ``y`` ``[S, m]``.
         """
-        for start in range(0, len(self.active), self.seeds_at_once):
-            Loop(self, self.active[start : start + self.seeds_at_once], tasks, epochs, joined).run()
+        active = list(self.active)  # a seed that diverges leaves the learner's list, not this one
+        for start in range(0, len(active), self.seeds_at_once):
+            Loop(self, active[start : start + self.seeds_at_once], tasks, epochs, joined).run()
 
     # --- what counts -------------------------------------------------------------------------------------
 
@@ -323,7 +328,7 @@ class Learner:
         self.memory = pytree.tree_map(lambda t: t.clone(), state.get("memory", Bag()))
         for purpose, generators in self.generators.items():
             for g, kept in zip(generators, state.random[purpose], strict=True):
-                g.set_state(kept.cpu())
+                g.set_state(kept.cpu().clone())
         self.records.load(state.records)
         self.active = state.active.nonzero().flatten().tolist()
         self.done = self.met = int(state.done)

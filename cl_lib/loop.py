@@ -254,8 +254,10 @@ class Loop:
         )
         if self.options.on_divergence == "raise":
             raise Diverged(message)
-        learner.progress.say(message)
         learner.active.remove(position)
+        if not learner.active:
+            raise Diverged(f"Every seed diverged. The last was {message}")
+        learner.progress.say(message)
 
     def _stop_early(self, epoch: int) -> None:
         """Stop a seed whose validation accuracy has not risen for ``patience`` epochs; remember its best."""

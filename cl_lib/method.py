@@ -30,7 +30,8 @@ class Method:
 
     Class attributes: ``key`` (registry key, the class's name in lower case unless stated as
     ``class Name(Method, key="…")``), ``family``, ``scenarios`` it can serve, ``poor`` (scenario -> why it is
-    known to do badly there: a warning), ``neutral`` (parameters that make it exactly fine-tuning),
+    known to do badly there: a warning), ``neutral`` (parameters that make it exactly fine-tuning), ``helps``
+    (scenario -> parameters with which it beats fine-tuning on a small stream, as its paper says: a test),
     ``stacked`` (False: its seeds run one after another), ``citation``, ``cost`` (extra passes, memory, growth).
     """
 
@@ -39,6 +40,7 @@ class Method:
     scenarios: ClassVar[tuple[str, ...]] = SCENARIOS
     poor: ClassVar[dict[str, str]] = {}
     neutral: ClassVar[dict | None] = None
+    helps: ClassVar[dict[str, dict]] = {}
     stacked: ClassVar[bool] = True
     citation: ClassVar[str] = ""
     cost: ClassVar[str] = ""
@@ -111,7 +113,7 @@ class Method:
 
     def parameters(self) -> dict:
         """The method's parameters as plain values, those of a wrapped host beneath ``host``."""
-        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        values = {name: getattr(self, name) for name in fields_of(type(self))}
         return {
             name: {"method": v.key, **v.parameters()} if isinstance(v, Method) else v
             for name, v in values.items()
@@ -129,9 +131,8 @@ class Method:
 
 def registry() -> dict[str, type[Method]]:
     """Key -> class of every registered method, the folder ``cl_lib/methods`` scanned."""
-    import cl_lib.methods
-
-    for module in pkgutil.iter_modules(cl_lib.methods.__path__):
+    folder = importlib.import_module("cl_lib.methods")
+    for module in pkgutil.iter_modules(folder.__path__):
         importlib.import_module(f"cl_lib.methods.{module.name}")
     return dict(sorted(_registry.items()))
 
@@ -196,6 +197,6 @@ def describe(cls: type[Method]) -> dict:
     }
 
 
-def methods() -> list[dict]:
+def described() -> list[dict]:
     """Every registered method described: key, family, scenarios, citation, cost, parameters."""
     return [describe(cls) for cls in registry().values()]

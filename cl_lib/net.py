@@ -117,7 +117,7 @@ class Net:
                         f"The layer {name!r} is called twice in one forward pass, so it has no single input "
                         "and output: use a layer of its own for each call."
                     )
-                inputs[name], outputs[name] = args[0], passed = args[0], output
+                inputs[name], outputs[name], passed = args[0], output, output
                 if name in shifts:
                     passed = passed + _spread(shifts[name], output)
                 if name in gates:

@@ -219,7 +219,8 @@ def _check(module, shape, outputs):
 # --- what the seed axis asks of a module ------------------------------------------------------------------
 
 WHOLE_CHANNELS = {nn.Dropout: False, nn.Dropout1d: True, nn.Dropout2d: True, nn.Dropout3d: True}
-UNSTACKABLE = (nn.RNNBase, nn.LSTMCell, nn.RReLU, nn.AlphaDropout, nn.FeatureAlphaDropout, *WHOLE_CHANNELS)
+RECURRENT = (nn.RNNBase, nn.RNNCellBase)  # without a batching rule
+RANDOM = (nn.RReLU, nn.AlphaDropout, nn.FeatureAlphaDropout, *WHOLE_CHANNELS)  # draws that belong to no seed
 
 
 def prepare(module: nn.Module, seed: int) -> nn.Module:
@@ -236,15 +237,15 @@ def prepare(module: nn.Module, seed: int) -> nn.Module:
 def stackable(module: nn.Module) -> str | None:
     """None where `torch.func.vmap` can carry the module over the seed axis, else the reason."""
     for name, layer in module.named_modules():
-        attention = isinstance(layer, nn.MultiheadAttention) and layer.dropout > 0
-        if isinstance(layer, UNSTACKABLE) or attention:
+        drops = isinstance(layer, nn.MultiheadAttention) and layer.dropout > 0
+        if isinstance(layer, RECURRENT + RANDOM) or drops:
             where = f"its layer {name!r}" if name else "it"
             return f"torch.func.vmap cannot carry the network ({where} is an nn.{type(layer).__name__})"
     return None
 
 
 class SeedDropout(nn.Module):
-    """Dropout with a random stream of its own: x · keep / (1 − p), keep = [hash(key, step, position) ≥ p].
+    """Dropout with its own random stream: x · keep / (1 − p), keep = [hash(key, step, position) ≥ p].
 
     Key and step are buffers: a seed draws the same masks alone or stacked with others, on any device, and
     goes on where a checkpoint left off. In eval mode it does nothing.
@@ -276,8 +277,8 @@ class SeedDropout(nn.Module):
 
 
 def _hash(n: Tensor) -> Tensor:
-    """Mixes int64 numbers into 32 random-looking bits: xor-shift and multiply, twice (the `lowbias32` family of
-    C. Wellons and T. Ettinger). The multipliers are below 2³¹, so that no product overflows int64."""
+    """Mixes int64 numbers into 32 random-looking bits: xor-shift and multiply, twice (the `lowbias32` family
+    of C. Wellons and T. Ettinger). The multipliers are below 2³¹, so that no product overflows int64."""
     bits = 0xFFFFFFFF
     n = n & bits
     n = ((n ^ (n >> 16)) * 0x21F0AAAD) & bits

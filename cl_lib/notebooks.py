@@ -1,7 +1,7 @@
 """Run the book's notebooks: all of them for the book, or one with the reader's own parameters.
 
-papermill passes a misspelt parameter on with a warning and exits 0. Here it is refused before anything runs, and a
-notebook that fails is named together with the cell and the error.
+papermill passes a misspelt parameter on with a warning and exits 0. Here it is refused before anything runs,
+and a notebook that fails is named together with the cell and the error.
 """
 
 import ast
@@ -77,8 +77,9 @@ def parse(text: str):
 def execute(notebook, output, values: dict | None = None, *, progress: bool = False) -> Path:
     """Run the notebook at `notebook` with its parameters set to `values`, and write the result to `output`.
 
-    Returns the path written. Raises InputError for a missing notebook, a parameter that the notebook does not have
-    and an output that would overwrite the notebook; NotebookFailed where a cell fails (`output` then holds what ran).
+    Returns the path written. Raises InputError for a missing notebook, a parameter that the notebook does not
+    have and an output that would overwrite the notebook; NotebookFailed where a cell fails (`output` then
+    holds what ran).
     """
     import papermill
     from traitlets.config import Config
@@ -92,19 +93,30 @@ def execute(notebook, output, values: dict | None = None, *, progress: bool = Fa
         raise InputError(f"{output} is the notebook itself: give another file for the executed copy.")
     output.parent.mkdir(parents=True, exist_ok=True)
     output.unlink(missing_ok=True)
-    os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")  # else each kernel warns about frozen modules
-    with tempfile.TemporaryDirectory() as sockets:  # the kernel is reached through files in here, not through open ports
+    os.environ.setdefault(
+        "PYDEVD_DISABLE_FILE_VALIDATION", "1"
+    )  # else each kernel warns about frozen modules
+    with (
+        tempfile.TemporaryDirectory() as sockets
+    ):  # the kernel is reached through files in here, not through open ports
         local = {"transport": "ipc", "ip": f"{sockets}/kernel"} if os.name == "posix" else {}
         try:
-            papermill.execute_notebook(str(notebook), str(output), values, kernel_name="python3",
-                                       progress_bar=progress, config=Config(KernelManager=local))
+            papermill.execute_notebook(
+                str(notebook),
+                str(output),
+                values,
+                kernel_name="python3",
+                language="python",
+                progress_bar=progress,
+                config=Config(KernelManager=local),
+            )
         except Exception as error:
             raise NotebookFailed(f"{notebook.name}{_where(output)}: {_reason(error)}") from error
     return output
 
 
 def _where(output: Path) -> str:
-    """The cell at which papermill stopped, counted as in the notebook before papermill added cells of its own."""
+    """The cell at which papermill stopped, counted without the cells that papermill adds."""
     if not output.is_file():
         return ""
     number = 0
@@ -138,7 +150,10 @@ def execute_all(notebooks: Iterable[Path], folder, jobs: int | None = None) -> l
         runs = {pool.submit(execute, path, folder / path.name): path for path in notebooks}
         for run in as_completed(runs):
             error, path = run.exception(), runs[run]
-            print(f"  {path.name}: {'FAILED' if error else 'done'} after {time.perf_counter() - start:.0f} s", flush=True)
+            print(
+                f"  {path.name}: {'FAILED' if error else 'done'} after {time.perf_counter() - start:.0f} s",
+                flush=True,
+            )
             if error:
                 failures.append(error)
     if failures:
@@ -151,10 +166,12 @@ def strip(notebook) -> nbformat.NotebookNode:
 
     In place. Tags, cell ids, outputs and the figures' alternative texts stay.
     """
-    notebook.metadata = nbformat.from_dict({
-        "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
-        "language_info": {"name": "python", "pygments_lexer": "ipython3"},
-    })
+    notebook.metadata = nbformat.from_dict(
+        {
+            "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+            "language_info": {"name": "python", "pygments_lexer": "ipython3"},
+        }
+    )
     for cell in notebook.cells:
         for key in ("papermill", "execution", "collapsed", "ExecuteTime"):
             cell.metadata.pop(key, None)
@@ -164,13 +181,15 @@ def strip(notebook) -> nbformat.NotebookNode:
 
 
 def with_install(notebook, url: str, branch: str = "main") -> nbformat.NotebookNode:
-    """`notebook` with a first code cell that installs the library when it runs in Colab; none while `url` is empty.
+    """`notebook` with a first code cell that installs the library in Colab; without one while `url` is empty.
 
     In place. The cell is made from the book's configuration, so that the address stands in one file only.
     """
     notebook.cells = [cell for cell in notebook.cells if COLAB not in cell.metadata.get("tags", ())]
     if url:
-        source = f'import sys\n\nif "google.colab" in sys.modules:\n    %pip install --quiet git+{url}@{branch}'
+        source = (
+            f'import sys\n\nif "google.colab" in sys.modules:\n    %pip install --quiet git+{url}@{branch}'
+        )
         cell = nbformat.v4.new_code_cell(source, id=COLAB, metadata={"tags": [COLAB, "remove-cell"]})
         notebook.cells.insert(next(i for i, c in enumerate(notebook.cells) if c.cell_type == "code"), cell)
     return notebook
@@ -186,11 +205,24 @@ def write(notebook, path) -> None:
 
 def add_arguments(parser) -> None:
     """The arguments of the `notebook` command, for an argparse parser."""
-    parser.add_argument("notebook", help="the notebook to run, for example notebooks/01_scenarios_and_metrics.ipynb")
-    parser.add_argument("output", nargs="?", help="where to write the executed copy (default: results/<its name>)")
-    parser.add_argument("-p", "--parameter", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"),
-                        help="set a parameter; repeat for more")
-    parser.add_argument("--list", action="store_true", help="print the notebook's parameters and their defaults")
+    parser.add_argument(
+        "notebook", help="the notebook to run, for example notebooks/01_scenarios_and_metrics.ipynb"
+    )
+    parser.add_argument(
+        "output", nargs="?", help="where to write the executed copy (default: results/<its name>)"
+    )
+    parser.add_argument(
+        "-p",
+        "--parameter",
+        nargs=2,
+        action="append",
+        default=[],
+        metavar=("NAME", "VALUE"),
+        help="set a parameter; repeat for more",
+    )
+    parser.add_argument(
+        "--list", action="store_true", help="print the notebook's parameters and their defaults"
+    )
 
 
 def command(arguments) -> int:
@@ -201,8 +233,12 @@ def command(arguments) -> int:
         return 0
     output = arguments.output or Path("results") / Path(arguments.notebook).name
     try:
-        execute(arguments.notebook, output, {name: parse(value) for name, value in arguments.parameter},
-                progress=sys.stderr.isatty())
+        execute(
+            arguments.notebook,
+            output,
+            {name: parse(value) for name, value in arguments.parameter},
+            progress=sys.stderr.isatty(),
+        )
     except NotebookFailed as error:
         print(f"{error}\nWhat ran is in {output}.", file=sys.stderr)
         return 1

@@ -29,9 +29,9 @@ class Options:
 
     network: str | nn.Module | Callable = "mlp"
     hidden: tuple[int, ...] = (100, 100)
-    epochs: int = 10
-    batch_size: int = 32
-    lr: float = 0.05
+    epochs: int = 5
+    batch_size: int = 10
+    lr: float = 0.01
     optimizer: str | Callable = "sgd"
     momentum: float = 0.0
     weight_decay: float = 0.0
@@ -44,6 +44,8 @@ class Options:
 
     def __post_init__(self):
         object.__setattr__(self, "hidden", tuple(self.hidden))
+        if any(not isinstance(width, int) or width < 1 for width in self.hidden):
+            raise InputError(f"hidden={self.hidden} must be widths of layers, whole numbers of 1 or more.")
         for name, low in (("epochs", 1), ("batch_size", 1), ("patience", 1)):
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < low):

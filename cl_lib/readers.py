@@ -1,7 +1,7 @@
-"""How each data set is read from its files: a function from the data root to (x, y, x_test, y_test, class names).
+"""How each data set is read: a function from the data root to (x, y, x_test, y_test, class names).
 
-torchvision downloads what is missing and parses most formats. Every file is checked before it is used, so that
-a damaged or half-downloaded one is a sentence that names it, not a crash or a wrong number.
+torchvision downloads what is missing and parses most formats. Every file is checked before it is used, so
+that a damaged or half-downloaded one is a sentence that names it, not a crash or a wrong number.
 """
 
 import hashlib
@@ -82,7 +82,7 @@ TINY = "http://cs231n.stanford.edu/tiny-imagenet-200.zip", "90528d7ca1a48142e341
 
 
 def tiny_imagenet(root: Path):
-    """Tiny-ImageNet: the 200 classes, else the 40 if only they are there. Its validation images are for testing."""
+    """Tiny-ImageNet: 200 classes, or the 40 if only they are there. The validation images are for testing."""
     folder = root / "tiny-imagenet-200"
     if not folder.is_dir() and (root / "tiny-imagenet-40").is_dir():
         folder = root / "tiny-imagenet-40"
@@ -103,7 +103,7 @@ def tiny_imagenet(root: Path):
 
 
 def imagenette(root: Path):
-    """Imagenette, from its archive of 160-pixel images. Its validation images are for testing."""
+    """Imagenette, from its archive of 160-pixel images. The validation images are for testing."""
     from cl_lib._torchvision import datasets
 
     folder = root / "imagenette2-160"
@@ -127,7 +127,7 @@ READERS: dict[str, Callable] = {
 }
 
 
-# What they share ------------------------------------------------------------------------------------------
+# What they share ----------------------------------------------------------------------------------
 
 
 def _ensure(folder: Path, files: dict[str, str], download: Callable) -> None:
@@ -150,9 +150,9 @@ def _downloading(folder: Path, patience: float = 30.0):
         yield
     except Exception as error:
         reason = " ".join(str(error).split())
-        raise InputError(f"{folder} is missing or incomplete and could not be downloaded ({reason}): connect to "
-                         "the network and run again, put the files there, or name the data folder that has them "
-                         "with root= (--data) or CL_DATA.") from error
+        raise InputError(f"{folder} is missing or incomplete and could not be downloaded ({reason}): connect "
+                         "to the network and run again, put the files there, or name the data folder that "
+                         "has them with root= (--data) or CL_DATA.") from error
     finally:
         socket.setdefaulttimeout(before)
 
@@ -166,7 +166,7 @@ def _whole(folder: Path):
         raise InputError(f"{folder} is incomplete ({error}): {AGAIN}") from error
 
 
-def _decoded(folder: Path, train: list, test: list, expected: tuple[int, int], side: int) -> tuple[Tensor, ...]:
+def _decoded(folder: Path, train: list, test: list, expected: tuple[int, int], side: int):
     """Lists of (file, label) -> x, y, x_test, y_test, the images `side` pixels square.
 
     Decoding takes a while, so the tensors are kept beside the folder in `<folder>.safetensors`.

@@ -121,5 +121,6 @@ class Records:
             parameters=sum(t[0].numel() for t in learner.params.values()),
             curves={k: v.copy() for k, v in self.curves.items()},
             provenance=provenance(learner.device),
+            network=learner.module,
             weights={k: t.detach().cpu().clone() for k, t in {**learner.params, **learner.buffers}.items()},
         )

@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from cl_lib import metrics
 from cl_lib.errors import InputError
 from cl_lib.files import replacing
-from cl_lib.origin import provenance
+from cl_lib.origin import provenance as provenance
 
+# What the file holds, and how: tensors, dicts of tensors, JSON.
 ARRAYS = ("R", "baseline", "per_class", "losses")
 DICTS_OF_ARRAYS = ("seconds_by_task", "curves")
-__all__ = ["Result", "Tracker", "provenance"]
 PLAIN = ("config", "seeds", "classes", "seconds", "peak_memory", "stored_bytes", "parameters", "provenance")
 FORMAT = "cl_lib result 1"
 
@@ -32,7 +32,7 @@ class Result:
 
     Arguments:
         config: everything that defines the run, as plain values. Read here: ``method`` (a key, or a dict with
-            ``key``), ``stream`` (a dict with ``name``, ``scenario``, ``shape``), ``network`` and ``hidden``.
+            ``key``), ``stream`` (``Stream.config()`` and the inputs' ``shape``), ``network`` and ``hidden``.
         seeds: the seeds, in the order of every leading axis below.
         R: ``[S, T, T]``, the accuracy on task j after learning task i.
         baseline: ``[S, T]``, the accuracy of the untrained network.
@@ -270,7 +270,7 @@ class Result:
         plural = lambda n, word: f"{n} {word}" + "s" * (n != 1)
         scenario = self.scenario and f"{self.scenario}-incremental"
         size = plural(self.tasks, "task"), plural(len(self.seeds), "seed")
-        title = " · ".join(part for part in (self.method, self.stream.get("name"), scenario, *size) if part)
+        title = " · ".join(part for part in (self.method, self.stream.get("stream"), scenario, *size) if part)
         table = 100 * self.summary()
         names = {"ACC": "acc", "BWT": "bwt", "forgetting": "forgetting"}
         return title, [(name, _percent(*table.loc[row, ["mean", "std"]])) for name, row in names.items()]
@@ -282,7 +282,8 @@ class Result:
     def _repr_html_(self) -> str:
         title, rows = self._lines()
         cells = "".join(f'<tr><th scope="row">{name}</th><td>{value}</td></tr>' for name, value in rows)
-        return f'<table class="dataframe result"><caption>{html.escape(title)}</caption><tbody>{cells}</tbody></table>'
+        caption = f"<caption>{html.escape(title)}</caption>"
+        return f'<table class="dataframe result">{caption}<tbody>{cells}</tbody></table>'
 
 
 def _percent(mean: float, std: float) -> str:

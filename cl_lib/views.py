@@ -62,7 +62,7 @@ class Permuted(View):
 
 @dataclass(frozen=True)
 class Rotated(View):
-    """Each task turns the images by its own angle: the given one, or (None) drawn by the seed from [0°, 180°)."""
+    """Each task turns the images by its own angle: the given one, or drawn by the seed from [0°, 180°)."""
 
     tasks: int
     angles: tuple[float, ...] | None = None
@@ -97,7 +97,7 @@ class Shifted(View):
 
 
 def _of_task(table: Tensor, task: int | Tensor) -> Tensor:
-    """A table `[S, T, …]` -> its entries for the task, `[S, 1, …]`, or for each sample's task, `[S, B, …]`."""
+    """A table `[S, T, …]` -> its entries for the task `[S, 1, …]`, or for each sample's task `[S, B, …]`."""
     if isinstance(task, int):
         return table[:, task : task + 1]
     return table[torch.arange(len(table), device=table.device)[:, None], task]
@@ -123,8 +123,8 @@ def _angles(seeds: tuple, tasks: int, given: tuple | None, device: torch.device)
 def rotate(x: Tensor, degrees: Tensor) -> Tensor:
     """Images `[S, B, channels, height, width]` turned counter-clockwise about their centres.
 
-    `degrees` is `[S, B]`, with 1 for S or B where all are turned alike. Bilinear between pixels; what comes in
-    from outside is 0.
+    `degrees` is `[S, B]`, with 1 for S or B where all are turned alike. Bilinear between pixels; what comes
+    in from outside is 0.
     """
     S, B, C, H, W = x.shape
     cos, sin, zero = degrees.deg2rad().cos(), degrees.deg2rad().sin(), torch.zeros_like(degrees)
@@ -134,7 +134,7 @@ def rotate(x: Tensor, degrees: Tensor) -> Tensor:
     return F.grid_sample(x.reshape(S * B, C, H, W), grid, align_corners=False).view_as(x)
 
 
-# Named corruptions: x [S, B, channels, height, width] in [0, 1], an amount, index [S, B] -> x ----------------
+# Named corruptions: x [S, B, channels, height, width] in [0, 1], an amount, index [S, B] -> x ------------
 
 
 def _rotated(x, degrees, index):

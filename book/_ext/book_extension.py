@@ -1,4 +1,4 @@
-"""What the book asks of Sphinx beyond Jupyter Book: alternative texts, plain docstrings, a page of methods by itself."""
+"""What the book asks of Sphinx beyond Jupyter Book: alternative texts, docstrings, reference pages."""
 
 import importlib
 import pkgutil
@@ -9,20 +9,24 @@ from docutils.statemachine import StringList
 from myst_nb.core.render import NbElementRenderer
 from sphinx.util.docutils import SphinxDirective
 
-# --- alternative texts: a figure brings its own in its output's metadata ----------------------------------------------
+# --- figures: their alternative text and width come with the output ------------------------------------
 
+WIDE = 640  # pixels: on a phone such a figure scrolls, since nobody could read it at a third of its size
 _render_image = NbElementRenderer.render_image
 
 
 def render_image(self, data):
     images = _render_image(self, data)
-    if alt := data.output_metadata.get(data.mime_type, {}).get("alt") or data.output_metadata.get("alt"):
-        for image in images:
+    about = data.output_metadata.get(data.mime_type, {})
+    for image in images:
+        if alt := about.get("alt"):
             image["alt"] = alt
+        if int(about.get("width", 0)) > WIDE:
+            image["classes"].append("wide")
     return images
 
 
-# --- docstrings are plain text that may hold reStructuredText: a stray * or | or an indented formula is no mistake ------
+# --- docstrings are text that may hold reStructuredText: a stray * or an indented formula is no mistake -----
 
 _KEPT = re.compile(
     r"""(``.+?``                                  # code
@@ -34,16 +38,20 @@ _KEPT = re.compile(
 )
 _ITEM = re.compile(r"(?:[-*]|\d+\.) ")
 _ENTRY = re.compile(r"(?P<name>[*\w., /`=\[\]]+?): (?P<text>.*)", re.DOTALL)
-_HEADINGS = {f"{word}:" for word in ("Arguments", "Args", "Attributes", "Fields", "Returns", "Raises", "Parameters")}
+_HEADINGS = {
+    f"{word}:" for word in ("Arguments", "Args", "Attributes", "Fields", "Returns", "Raises", "Parameters")
+}
 
 
 def inline(text: str) -> str:
-    """One paragraph in which code, roles and emphasis stay and every other special character stands for itself."""
+    """One paragraph: code, roles and emphasis stay, every other special character stands for itself."""
     parts = _KEPT.split(text)
     for i, part in enumerate(parts):
         if i % 2 == 0:
             parts[i] = re.sub(r"([\\*|`])|_(?=\W|$)", lambda m: "\\" + m[0], part)
-            if i and parts[i][:1].isalnum():  # inline markup has to end where a word ends; this space draws nothing
+            if (
+                i and parts[i][:1].isalnum()
+            ):  # inline markup has to end where a word ends; this space draws nothing
                 parts[i] = "\\ " + parts[i]
         elif part[0] == "`" and not part.startswith("``") and not part.endswith("_"):
             parts[i] = f"`{part}`"
@@ -117,7 +125,7 @@ def process_docstring(app, what, name, obj, options, lines):
     lines[:] = plain(lines)
 
 
-# --- reference pages that list what there is --------------------------------------------------------------------------
+# --- reference pages that list what there is ----------------------------------------------------------------
 
 
 class Reference(SphinxDirective):
@@ -131,7 +139,9 @@ class Reference(SphinxDirective):
 
     def module(self, name: str, title: str) -> nodes.section:
         """A section with everything public in a module."""
-        section = nodes.section("", nodes.title(title, title), ids=[nodes.make_id(f"module {name}")], names=[name])
+        section = nodes.section(
+            "", nodes.title(title, title), ids=[nodes.make_id(f"module {name}")], names=[name]
+        )
         self.state.document.note_implicit_target(section, section)
         section += self.rst([f".. automodule:: {name}", "   :members:", "   :show-inheritance:"])
         return section
@@ -146,7 +156,11 @@ class Modules(Reference):
 
     def run(self):
         package = importlib.import_module(self.arguments[0])
-        there = [m.name for m in pkgutil.iter_modules(package.__path__) if not m.ispkg and not m.name.startswith("_")]
+        there = [
+            m.name
+            for m in pkgutil.iter_modules(package.__path__)
+            if not m.ispkg and not m.name.startswith("_")
+        ]
         names = [name for name in self.content if name in there]
         names += [name for name in there if name not in names]
         return [self.module(f"{package.__name__}.{name}", name) for name in names]
@@ -157,13 +171,17 @@ class Methods(Reference):
 
     def run(self):
         import cl_lib.methods
-        from cl_lib.method import methods, registry
+        from cl_lib.method import registry
 
         rows = [["key", "family", "scenarios", "parameters and their defaults", "source"]]
-        for method in methods():
-            settings = ", ".join(f"``{name}={value!r}``" for name, value in method["parameters"].items()) or "none"
+        for method in cl_lib.methods():
+            settings = (
+                ", ".join(f"``{name}={value!r}``" for name, value in method["parameters"].items()) or "none"
+            )
             served = ", ".join(method["scenarios"])
-            rows.append([f"``{method['key']}``", method["family"], served, settings, inline(method["citation"])])
+            rows.append(
+                [f"``{method['key']}``", method["family"], served, settings, inline(method["citation"])]
+            )
         table = [("* - " if i == 0 else "  - ") + cell for row in rows for i, cell in enumerate(row)]
         head = [".. list-table::", "   :header-rows: 1", "   :class: methods", ""]
         names = [f"{cl_lib.methods.__name__}.{m.name}" for m in pkgutil.iter_modules(cl_lib.methods.__path__)]
@@ -178,7 +196,15 @@ def without_launch_buttons(app):
         app.config.html_theme_options["launch_buttons"] = {}
 
 
+def without_thebe(app):
+    """Jupyter Book always loads sphinx-thebe, whose live cells need servers elsewhere: keep it out."""
+    unwanted = ("init_thebe_core", "update_thebe_context")
+    for listeners in app.events.listeners.values():
+        listeners[:] = [one for one in listeners if getattr(one.handler, "__name__", "") not in unwanted]
+
+
 def setup(app):
+    without_thebe(app)
     app.connect("builder-inited", without_launch_buttons, priority=1)
     NbElementRenderer.render_image = render_image
     app.connect("autodoc-process-docstring", process_docstring)

@@ -29,6 +29,7 @@ class AGEM(Method):
     replay_batch: int | None = None  # size of the reference batch; None: as large as the batch
 
     family = "replay"
+    helps = {"domain": {}}
     neutral = {"memory": 0}
     citation = "Chaudhry et al., 2019, ICLR, arXiv:1812.00420, equation 11"
     cost = "each step: forward and backward pass of replay_batch samples; memory: the buffer; constant in the tasks"

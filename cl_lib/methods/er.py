@@ -31,6 +31,7 @@ class ER(Method):
     buffer: str = "reservoir"
 
     family = "replay"
+    helps = {"class": {}, "domain": {}}
     neutral = {"memory": 0}
     citation = "Chaudhry et al., 2019, arXiv:1902.10486; Ratcliff, 1990; Vitter, 1985 (reservoir)"
     cost = "each step: replay_batch more samples; memory: the buffer; constant in the tasks"

@@ -37,6 +37,7 @@ class EWC(Method):
     discount_newest: bool = False
 
     family = "regularisation"
+    helps = {"domain": {"strength": 30.0}}
     neutral = {"strength": 0.0}
     poor = {"class": "a penalty on parameters cannot tell apart classes that never met in one batch; "
                      "add replay, or choose task- or domain-incremental learning"}

@@ -28,6 +28,7 @@ class LwF(Method):
     temperature: float = 2.0  # τ
 
     family = "regularisation"
+    helps = {"task": {}}
     neutral = {"strength": 0.0}
     citation = "Li & Hoiem, 2017, TPAMI 40: 2935–2947"
     cost = "each step: one forward pass; memory: one network; constant in the tasks"
