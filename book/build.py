@@ -6,6 +6,7 @@ python book/build.py --refresh    execute, and store the outputs in the notebook
 """
 
 import argparse
+import base64
 import re
 import shutil
 import subprocess
@@ -43,12 +44,18 @@ def repository(root: Path = ROOT) -> dict:
 
 
 def refresh(root: Path = ROOT, executed: Path | None = None, jobs: int | None = None) -> None:
-    """Execute every notebook and store its outputs, without anything that changes from run to run."""
+    """Execute every notebook and store its outputs, without anything that changes from run to run.
+
+    The figure of a cell tagged `readme` becomes book/_static/readme.png, the picture in the README.
+    """
     executed = executed or root / "_build" / "notebooks"
     notebooks.execute_all(sources(root), executed, jobs)
     for path in sources(root):
         fresh = notebooks.strip(notebooks.read(executed / path.name))
         notebooks.write(notebooks.with_install(fresh, **repository(root)), path)
+        for cell in notebooks.tagged(fresh, "readme"):
+            [picture] = [o.data["image/png"] for o in cell.outputs if "image/png" in o.get("data", {})]
+            (root / "book" / "_static" / "readme.png").write_bytes(base64.b64decode(picture))
 
 
 def build(out: Path | None = None, root: Path = ROOT, tracked: bool = False, jobs: int | None = None) -> Path:

@@ -1,4 +1,4 @@
-"""``python -m cl_lib``: list methods, run one, compare several."""
+"""``python -m cl_lib``: list methods, run one, compare several, run a chapter."""
 
 import argparse
 import ast
@@ -7,7 +7,7 @@ import sys
 
 import pandas as pd
 
-from cl_lib import datasets, streams
+from cl_lib import datasets, notebooks, streams
 from cl_lib.errors import Diverged, InputError, suggest
 from cl_lib.method import SCENARIOS, described, fields_of, registry
 from cl_lib.options import Options
@@ -25,22 +25,41 @@ examples:
 
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(
-        prog="python -m cl_lib", description="Continual learning, derived and reproduced.", epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
+        prog="python -m cl_lib",
+        description="Continual learning, derived and reproduced.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     listing = commands.add_parser("methods", help="list every method and its parameters", allow_abbrev=False)
     listing.add_argument("--json", action="store_true", help="as JSON: key, family, scenarios, citation, parameters")
 
-    one = commands.add_parser("run", help="train one method on a stream of tasks and measure it", allow_abbrev=False,
-                              epilog="example: python -m cl_lib run er --set memory=500 --dataset mnist --epochs 1")
+    one = commands.add_parser(
+        "run",
+        help="train one method on a stream of tasks and measure it",
+        allow_abbrev=False,
+        epilog="example: python -m cl_lib run er --set memory=500 --dataset mnist --epochs 1",
+    )
     one.add_argument("method", metavar="METHOD", help="a key from `python -m cl_lib methods`")
-    many = commands.add_parser("compare", help="the same for several methods, in one table", allow_abbrev=False,
-                               epilog="example: python -m cl_lib compare finetune ewc er --set ewc.strength=300 er.memory=500")
+    many = commands.add_parser(
+        "compare",
+        help="the same for several methods, in one table",
+        allow_abbrev=False,
+        epilog="example: python -m cl_lib compare finetune ewc er --set ewc.strength=300 er.memory=500",
+    )
     many.add_argument("methods", metavar="METHOD", nargs="+", help="keys from `python -m cl_lib methods`")
     for command in (one, many):
         add_run_options(command)
+
+    notebook = commands.add_parser(
+        "notebook",
+        help="run a chapter with your own parameters",
+        allow_abbrev=False,
+        epilog="example: python -m cl_lib notebook notebooks/02_deriving_forgetting.ipynb -p seeds 5",
+    )
+    notebooks.add_arguments(notebook)
     return top
 
 
@@ -58,11 +77,15 @@ def add_run_options(command: argparse.ArgumentParser) -> None:
     data.add_argument("--normalise", help="standard, centre or none (default: standard)")
     data.add_argument("--validation", type=float, help="share of the training images kept for validation")
     data.add_argument("--augment", action="store_true", help="random crops and flips")
-    data.add_argument("--data", metavar="DIR", help="where data sets lie (default: $CL_DATA, else data/ of the checkout)")
+    data.add_argument(
+        "--data", metavar="DIR", help="where data sets lie (default: $CL_DATA, else data/ of the checkout)"
+    )
 
     how = command.add_argument_group("training")
     how.add_argument("--seeds", default="1", help="how many (5 means 0 to 4), or which: 3,4 (default: 1)")
-    how.add_argument("--network", default=default["network"], help="mlp, cnn, alexnet, resnet18 or resnet50 (default: mlp)")
+    how.add_argument(
+        "--network", default=default["network"], help="mlp, cnn, alexnet, resnet18 or resnet50 (default: mlp)"
+    )
     how.add_argument("--hidden", default="100,100", help="widths of the mlp's hidden layers (default: 100,100)")
     how.add_argument("--epochs", type=int, default=default["epochs"], help="passes over a task (default: %(default)s)")
     how.add_argument("--batch-size", type=int, default=default["batch_size"], help="(default: %(default)s)")
@@ -72,17 +95,30 @@ def add_run_options(command: argparse.ArgumentParser) -> None:
     how.add_argument("--weight-decay", type=float, default=default["weight_decay"], help="(default: %(default)s)")
     how.add_argument("--schedule", help="cosine: the learning rate falls to 0 within each task")
     how.add_argument("--clip", type=float, help="bound on the gradient's norm")
-    how.add_argument("--loss-over", default=default["loss_over"],
-                     help="rows that the class-incremental loss sees: seen, present or all (default: seen)")
+    how.add_argument(
+        "--loss-over",
+        default=default["loss_over"],
+        help="rows that the class-incremental loss sees: seen, present or all (default: seen)",
+    )
     how.add_argument("--dtype", default=default["dtype"], help="float32, float64 or bfloat16 (default: float32)")
     how.add_argument("--patience", type=int, help="epochs without a better validation accuracy before a seed stops")
-    how.add_argument("--on-divergence", default=default["on_divergence"], help="raise, or drop the seed (default: raise)")
-    how.add_argument("--set", nargs="+", action="extend", default=[], metavar="NAME=VALUE",
-                     help="parameters of the method, such as strength=300; one of several methods: ewc.strength=300")
+    how.add_argument(
+        "--on-divergence", default=default["on_divergence"], help="raise, or drop the seed (default: raise)"
+    )
+    how.add_argument(
+        "--set",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="NAME=VALUE",
+        help="parameters of the method, such as strength=300; one of several methods: ewc.strength=300",
+    )
 
     where = command.add_argument_group("where and how")
     where.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 (default: auto)")
-    where.add_argument("--seeds-at-once", type=int, help="seeds stacked on the device (default: all on CUDA, 1 on a CPU)")
+    where.add_argument(
+        "--seeds-at-once", type=int, help="seeds stacked on the device (default: all on CUDA, 1 on a CPU)"
+    )
     where.add_argument("--jobs", type=int, default=1, help="processes that share the seeds (default: 1)")
     where.add_argument("--out", default="results", metavar="DIR", help="where results are kept (default: results)")
     where.add_argument("--fresh", action="store_true", help="run again what has already finished there")
@@ -127,7 +163,7 @@ def seeds_of(text: str) -> tuple[int, ...]:
 
 
 def settings(pairs: list[str], keys: list[str]) -> dict[str, dict]:
-    """``name=value`` pairs as parameters of each method: ``key.name=value`` for one, ``name=value`` for all that have it."""
+    """Parameters of each method from ``key.name=value``, for one, or ``name=value``, for all that have it."""
     out: dict[str, dict] = {key: {} for key in keys}
     for pair in pairs:
         name, equals, text = pair.partition("=")
@@ -145,7 +181,9 @@ def settings(pairs: list[str], keys: list[str]) -> dict[str, dict]:
             continue
         having = [k for k in keys if name in fields_of(registry()[k]) or (owner == "host" and dot)]
         if not having:
-            raise suggest(name, {f for k in keys for f in fields_of(registry()[k])}, f"parameter of {' or '.join(keys)}")
+            raise suggest(
+                name, {f for k in keys for f in fields_of(registry()[k])}, f"parameter of {' or '.join(keys)}"
+            )
         for key in having:
             out[key][name] = value
     return out
@@ -156,14 +194,17 @@ def table(results: list[Result]) -> str:
     rows = {}
     for result in results:
         summary = result.summary()
-        cell = lambda name: (f"{summary.loc[name, 'mean']:.3f}" + (  # noqa: E731
-            f" ± {summary.loc[name, 'std']:.3f}" if summary.loc[name, "n"] > 1 else "")).replace("nan", "–")
-        rows[result.method] = {
-            "accuracy": cell("acc"), "backward transfer": cell("bwt"), "forgetting": cell("forgetting"),
-            "learning accuracy": cell("learning_accuracy"),
-            "seconds": f"{sum(result.seconds.values()):.1f}", "stored": f"{result.stored_bytes['total'] / 1e6:.2f} MB",
-        }
+        columns = {"accuracy": "acc", "backward transfer": "bwt", "forgetting": "forgetting"}
+        columns["learning accuracy"] = "learning_accuracy"
+        rows[result.method] = {title: spread(summary.loc[metric]) for title, metric in columns.items()}
+        rows[result.method]["seconds"] = f"{sum(result.seconds.values()):.1f}"
+        rows[result.method]["stored"] = f"{result.stored_bytes['total'] / 1e6:.2f} MB"
     return pd.DataFrame(rows).T.to_string()
+
+
+def spread(metric: pd.Series) -> str:
+    text = f"{metric['mean']:.3f} ± {metric['std']:.3f}" if metric["n"] > 1 else f"{metric['mean']:.3f}"
+    return "–" if "nan" in text else text
 
 
 def execute(args) -> None:
@@ -173,9 +214,29 @@ def execute(args) -> None:
             raise suggest(key, registry(), "method")
     own = settings(args.set, keys)
     stream = make_stream(args)
-    options = {name: getattr(args, name) for name in (
-        "network", "epochs", "batch_size", "lr", "optimizer", "momentum", "weight_decay", "schedule", "clip",
-        "loss_over", "dtype", "patience", "on_divergence", "device", "seeds_at_once", "jobs", "out", "fresh")}
+    options = {
+        name: getattr(args, name)
+        for name in (
+            "network",
+            "epochs",
+            "batch_size",
+            "lr",
+            "optimizer",
+            "momentum",
+            "weight_decay",
+            "schedule",
+            "clip",
+            "loss_over",
+            "dtype",
+            "patience",
+            "on_divergence",
+            "device",
+            "seeds_at_once",
+            "jobs",
+            "out",
+            "fresh",
+        )
+    }
     options |= {"hidden": tuple(numbers(args.hidden, "--hidden")), "seeds": seeds_of(args.seeds)}
     results = [run(key, stream, **options, **own[key]) for key in keys]
 
@@ -199,7 +260,9 @@ def draw(results: list[Result], path: str) -> None:
     try:
         axes.figure.savefig(path, dpi=200, bbox_inches="tight")
     except (OSError, ValueError) as error:
-        raise InputError(f"--figure {path} cannot be written ({error}): choose another place, or .png, .svg, .pdf.") from None
+        raise InputError(
+            f"--figure {path} cannot be written ({error}): choose another place, or .png, .svg, .pdf."
+        ) from None
     print(f"drawn in {path}")
 
 
@@ -219,6 +282,8 @@ def main(argv: list[str] | None = None) -> int:
     """Exit status: 0 done, 1 a run that failed, 2 bad input."""
     args = parser().parse_args(argv)
     try:
+        if args.command == "notebook":
+            return notebooks.command(args)
         if args.command == "methods":
             list_methods(args.json)
         else:

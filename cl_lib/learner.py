@@ -96,16 +96,20 @@ class Learner:
     changes the numbers beyond rounding. Raises :class:`~cl_lib.errors.InputError` for what cannot be meant.
     """
 
-    def __init__(self, method, stream, *, seeds=(0,), device="auto", seeds_at_once=None, capture=None,
-                 progress=None, **options):
+    def __init__(
+        self, method, stream, *, seeds=(0,), device="auto", seeds_at_once=None, capture=None, progress=None, **options
+    ):
         self.method, self.options = separate(method, options)
         self.seeds = check_seeds(seeds)
         self.device = pick_device(device)
         self.stream = stream.to(self.device)
         self.method.refuse_unless_served(stream.scenario)
         if stream.scenario in self.method.poor:
-            warnings.warn(f"{self.method.key} in {stream.scenario}-incremental learning: "
-                          f"{self.method.poor[stream.scenario]}", PoorPairing, stacklevel=3)
+            warnings.warn(
+                f"{self.method.key} in {stream.scenario}-incremental learning: {self.method.poor[stream.scenario]}",
+                PoorPairing,
+                stacklevel=3,
+            )
         if self.options.patience and not len(self.stream.indices(self.seeds[0], 0, "valid")):
             raise InputError("patience needs images to watch: make the stream with validation=0.1, say.")
         half = self.options.dtype == "bfloat16"
@@ -145,7 +149,9 @@ class Learner:
         ]
 
     def _initial(self, seed: int):
-        network = networks.build(self.options.network, self.stream.shape, self.stream.outputs, self.options.hidden, seed)
+        network = networks.build(
+            self.options.network, self.stream.shape, self.stream.outputs, self.options.hidden, seed
+        )
         return self.method.build(network, self.stream).to(self.device)
 
     def _stackable(self, wanted: int | None) -> bool:
@@ -158,7 +164,7 @@ class Learner:
 
     def net(self, position: int = 0, training: bool = False) -> Net:
         """One seed's network as it is now, by its position among ``seeds``."""
-        one = lambda tensors: {k: t[position] for k, t in tensors.items()}  # noqa: E731
+        one = lambda tensors: {k: t[position] for k, t in tensors.items()}
         return Net(self.module, one(self.params), one(self.buffers), training)
 
     # --- one task ----------------------------------------------------------------------------------------
@@ -209,9 +215,10 @@ class Learner:
 
     def masks(self, task: int) -> Bag:
         """Masks ``[C]`` over output rows while ``task`` is trained; ``rows`` are those of its loss, None for all."""
-        mask = lambda rows: torch.zeros(self.stream.outputs, dtype=torch.bool, device=self.device).index_fill_(  # noqa: E731
-            0, torch.as_tensor(sorted(set(rows)), device=self.device, dtype=torch.long), True)
-        met = lambda upto: [r for t in range(upto) for r in self.stream.rows[t]]  # noqa: E731
+        mask = lambda rows: torch.zeros(self.stream.outputs, dtype=torch.bool, device=self.device).index_fill_(
+            0, torch.as_tensor(sorted(set(rows)), device=self.device, dtype=torch.long), True
+        )
+        met = lambda upto: [r for t in range(upto) for r in self.stream.rows[t]]
         out = Bag(old=mask(met(task)), seen=mask(met(task + 1)), present=mask(self.stream.rows[task]))
         chosen = {"seen": out.seen, "present": out.present, "all": None}[self.options.loss_over]
         out.rows = {"task": out.present, "domain": None, "class": chosen}[self.stream.scenario]
@@ -316,8 +323,12 @@ class Learner:
         active = torch.zeros(len(self.seeds), dtype=torch.bool)
         active[self.active] = True
         tensors = Bag(params=Bag(self.params), buffers=Bag(self.buffers), memory=self.memory, random=Bag(random))
-        return Bag(pytree.tree_map(torch.clone, tensors), records=self.records.state(), active=active,
-                   done=torch.tensor(self.done))
+        return Bag(
+            pytree.tree_map(torch.clone, tensors),
+            records=self.records.state(),
+            active=active,
+            done=torch.tensor(self.done),
+        )
 
     @torch.no_grad()
     def load_state(self, state: Bag) -> None:

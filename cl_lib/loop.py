@@ -109,7 +109,7 @@ class Loop:
         """Who steps together, and on which samples: ``(positions, plan [G, B])``."""
         size, plans = self.options.batch_size, self._plans(epoch)
         lengths = {i: len(p.index) for i, p in plans.items()}
-        stack = lambda group, cut: Bag({k: torch.stack([plans[i][k][cut] for i in group]) for k in plans[group[0]]})  # noqa: E731
+        stack = lambda group, cut: Bag({k: torch.stack([plans[i][k][cut] for i in group]) for k in plans[group[0]]})
         if len(set(lengths.values())) == 1:
             whole = stack(self.running, slice(None))
             for start in range(0, lengths[self.running[0]], size):
@@ -191,11 +191,11 @@ class Loop:
             params = learner.leaves[group[0]]
             buffers, memory = (pytree.tree_map(lambda t: t[0], tree) for tree in (take(learner.buffers, group), memory))
             batch = Bag({k: v if k in self.shared else pytree.tree_map(lambda t: t[0], v) for k, v in batch.items()})
-            lift = lambda function, *_: function  # noqa: E731
+            lift = lambda function, *_: function
         else:
             params = {k: t.detach().requires_grad_() for k, t in take(learner.params, group).items()}
             buffers = take(learner.buffers, group)
-            lift = lambda function, *dims: vmap(function, in_dims=dims)  # noqa: E731
+            lift = lambda function, *dims: vmap(function, in_dims=dims)
         dims = Bag({k: None if k in self.shared else 0 for k in batch})
 
         with learner.autocast():
@@ -275,4 +275,3 @@ class Loop:
         for i, (_, _, best) in self.best.items():
             now = take((self.learner.params, self.learner.buffers), (i,))
             pytree.tree_map(lambda t, b: t.copy_(b), now, best)
-

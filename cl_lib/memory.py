@@ -53,9 +53,12 @@ def reservoir_slots(seen: int, count: int, capacity: int, generator: torch.Gener
 def reservoir_insert(buffer: Bag, generators: list, **samples: Tensor) -> None:
     """Offer a batch ``[S, B, …]`` of samples to each seed's reservoir, in place."""
     count = samples["x"].shape[1]
-    slots = torch.stack([
-        reservoir_slots(int(seen), count, capacity(buffer), g) for seen, g in zip(buffer.seen, generators, strict=True)
-    ])
+    slots = torch.stack(
+        [
+            reservoir_slots(int(seen), count, capacity(buffer), g)
+            for seen, g in zip(buffer.seen, generators, strict=True)
+        ]
+    )
     seed = torch.arange(len(slots), device=slots.device)[:, None]
     for name, values in samples.items():
         buffer[name][seed, slots] = values.to(buffer[name].dtype)

@@ -114,10 +114,7 @@ class Method:
     def parameters(self) -> dict:
         """The method's parameters as plain values, those of a wrapped host beneath ``host``."""
         values = {name: getattr(self, name) for name in fields_of(type(self))}
-        return {
-            name: {"method": v.key, **v.parameters()} if isinstance(v, Method) else v
-            for name, v in values.items()
-        }
+        return {name: {"method": v.key, **v.parameters()} if isinstance(v, Method) else v for name, v in values.items()}
 
     def refuse_unless_served(self, scenario: str) -> None:
         """Refuse a scenario that this method cannot serve, before any training."""
@@ -166,8 +163,10 @@ def make(method, **parameters) -> Method:
     own = {name: v for name, v in parameters.items() if not name.startswith("host.")}
     for name in own:
         if name not in known:
-            raise suggest(name, known, f"parameter of {cls.key}") if known else InputError(
-                f"{cls.key} has no parameters of its own, so {name!r} cannot be set."
+            raise (
+                suggest(name, known, f"parameter of {cls.key}")
+                if known
+                else InputError(f"{cls.key} has no parameters of its own, so {name!r} cannot be set.")
             )
     given |= own
     if "host" in known and (below or isinstance(given.get("host"), str)):

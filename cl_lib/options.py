@@ -68,7 +68,9 @@ class Options:
         if isinstance(self.schedule, str) and self.schedule != "cosine":
             raise suggest(self.schedule, ["cosine"], "schedule")
         if isinstance(self.schedule, dict) and "milestones" not in self.schedule:
-            raise InputError(f'schedule={self.schedule} needs "milestones", the epochs at which lr is multiplied by "gamma".')
+            raise InputError(
+                f'schedule={self.schedule} needs "milestones", the epochs at which lr is multiplied by "gamma".'
+            )
 
     def make_optimizer(self, parameters: list, capturable: bool) -> torch.optim.Optimizer:
         """A fresh optimiser over leaf tensors; with ``capturable`` its step can stand in a CUDA graph."""
@@ -99,13 +101,24 @@ def identify(value):
     if isinstance(value, nn.Module):
         digest = hashlib.sha256(repr(value).encode())
         for name, tensor in value.state_dict().items():
-            digest.update(name.encode() + tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+            digest.update(
+                name.encode() + tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+            )
         return f"{type(value).__name__}:{digest.hexdigest()[:16]}"
     if callable(value):
         name = f"{getattr(value, '__module__', '?')}.{getattr(value, '__qualname__', repr(value))}"
         code = getattr(value, "__code__", None)
-        seen = [code.co_code, code.co_consts, code.co_names, value.__defaults__, value.__closure__ and [
-            cell.cell_contents for cell in value.__closure__]] if code else name
+        seen = (
+            [
+                code.co_code,
+                code.co_consts,
+                code.co_names,
+                value.__defaults__,
+                value.__closure__ and [cell.cell_contents for cell in value.__closure__],
+            ]
+            if code
+            else name
+        )
         return f"{name}:{hashlib.sha256(repr(seen).encode()).hexdigest()[:16]}"
     if isinstance(value, list | tuple):
         return [identify(v) for v in value]

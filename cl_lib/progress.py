@@ -20,8 +20,10 @@ class Progress:
         self.last = now
         learned = records.mean_accuracy()
         accuracy = "" if learned is None else f"  accuracy {learned:.3f}"
-        self._write(f"{self.method}  task {task + 1}/{self.tasks}  epoch {epoch + 1}/{self.epochs}  "
-                    f"loss {records.last_loss(running):.4f}{accuracy}")
+        self._write(
+            f"{self.method}  task {task + 1}/{self.tasks}  epoch {epoch + 1}/{self.epochs}  "
+            f"loss {records.last_loss(running):.4f}{accuracy}"
+        )
 
     def say(self, message: str) -> None:
         """A sentence that stays, also where progress is silent."""

@@ -87,16 +87,18 @@ class Records:
 
     def stored(self) -> dict[str, int]:
         """Bytes that the method keeps for one seed, by the names in its memory."""
-        size = lambda tree: sum(t[0].numel() * t.element_size() for t in pytree.tree_leaves(tree))  # noqa: E731
+        size = lambda tree: sum(t[0].numel() * t.element_size() for t in pytree.tree_leaves(tree))
         parts = {name: size(part) for name, part in self.learner.memory.items()}
         return {"total": sum(parts.values()), **parts}
 
     def state(self) -> Bag:
         """Everything measured, as tensors for a checkpoint."""
         arrays = {"R": self.R, "untrained": self.untrained, "per_class": self.per_class, "losses": self.losses}
-        return Bag({k: torch.from_numpy(v.copy()) for k, v in arrays.items()},
-                   seconds=Bag({k: torch.from_numpy(v.copy()) for k, v in self.seconds.items()}),
-                   curves=Bag({k: torch.from_numpy(v.copy()) for k, v in self.curves.items()}))
+        return Bag(
+            {k: torch.from_numpy(v.copy()) for k, v in arrays.items()},
+            seconds=Bag({k: torch.from_numpy(v.copy()) for k, v in self.seconds.items()}),
+            curves=Bag({k: torch.from_numpy(v.copy()) for k, v in self.curves.items()}),
+        )
 
     def load(self, state: Bag) -> None:
         for name in ("R", "untrained", "per_class", "losses"):

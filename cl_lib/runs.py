@@ -15,8 +15,20 @@ from cl_lib.net import Bag
 from cl_lib.results import Result, replacing
 
 
-def run(method, stream, *, seeds=(0,), device="auto", seeds_at_once=None, jobs=1, out=None, fresh=False,
-        progress=None, capture=None, **options) -> Result:
+def run(
+    method,
+    stream,
+    *,
+    seeds=(0,),
+    device="auto",
+    seeds_at_once=None,
+    jobs=1,
+    out=None,
+    fresh=False,
+    progress=None,
+    capture=None,
+    **options,
+) -> Result:
     """Train a method on every task of a stream and measure it: a :class:`~cl_lib.results.Result`.
 
     Arguments:
@@ -40,7 +52,12 @@ def run(method, stream, *, seeds=(0,), device="auto", seeds_at_once=None, jobs=1
     if not isinstance(jobs, int) or jobs < 1:
         raise InputError(f"jobs={jobs!r} must be a whole number of processes, 1 or more.")
     method, training = separate(method, options)
-    settings = vars(training) | {"seeds_at_once": seeds_at_once, "device": device, "progress": progress, "capture": capture}
+    settings = vars(training) | {
+        "seeds_at_once": seeds_at_once,
+        "device": device,
+        "progress": progress,
+        "capture": capture,
+    }
     config = configuration(method, stream, training)
     place = None if out is None else Path(out) / f"{method.key}-{digest(config, seeds)}.safetensors"
     if place is not None and place.exists() and not fresh:
@@ -112,8 +129,10 @@ def load_checkpoint(learner: Learner, path) -> None:
     there = json.loads(header.get("identity", "[{}, []]"))
     if here != there:
         differing = sorted(k for k in {**here[0], **there[0]} if here[0].get(k) != there[0].get(k)) or ["seeds"]
-        raise InputError(f"{path} is the checkpoint of another run: {', '.join(differing)} differ. Give the same "
-                         "settings, or another folder, or start anew.")
+        raise InputError(
+            f"{path} is the checkpoint of another run: {', '.join(differing)} differ. Give the same "
+            "settings, or another folder, or start anew."
+        )
     learner.load_state(unflatten(tensors))
 
 

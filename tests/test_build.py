@@ -169,6 +169,16 @@ def test_refreshed_notebooks_differ_only_where_results_do(small):
     assert path.read_bytes() == first
 
 
+def test_the_picture_of_the_readme_is_the_figure_of_a_run(small):
+    path = small / "notebooks" / "01_one.ipynb"
+    chapter = notebooks.read(path)
+    source = "from IPython.display import Image, display\ndisplay(Image(b'\\x89PNG a picture', format='png'))"
+    chapter.cells.append(new_code_cell(source, id="picture", metadata={"tags": ["readme"]}))
+    notebooks.write(chapter, path)
+    build.refresh(small)
+    assert (small / "book" / "_static" / "readme.png").read_bytes() == b"\x89PNG a picture"
+
+
 def test_the_colab_cell_comes_and_goes_with_the_address(notebook):
     book = notebooks.read(notebook)
     plain = [cell.source for cell in book.cells]

@@ -99,7 +99,7 @@ def test_loss_over_decides_which_rows_move():
         for task in range(2):
             before = {k: v.clone() for k, v in learner.params.items()}
             learner.learn(task)
-        head = [k for k in before if before[k].shape[1] == 10 and before[k].dim() == 2][0]
+        head = next(k for k in before if before[k].shape[1] == 10 and before[k].dim() == 2)
         moved[over] = (before[head] != learner.params[head])[0].nonzero().flatten().tolist()
     assert moved == {"seen": [0, 1, 2, 3], "present": [2, 3], "all": list(range(10))}
 
@@ -141,13 +141,18 @@ def test_gradient_clipping_is_per_seed():
     learner = Learner("finetune", stream(), clip=0.01, epochs=1, batch_size=8, hidden=(20,), lr=1.0)
     before = {k: v.clone() for k, v in learner.params.items()}
     steps = []
-    learner.learn(0, on_step=lambda *_: steps.append(math.sqrt(sum(
-        float((learner.params[k] - before[k]).square().sum()) for k in before))))
+    learner.learn(
+        0,
+        on_step=lambda *_: steps.append(
+            math.sqrt(sum(float((learner.params[k] - before[k]).square().sum()) for k in before))
+        ),
+    )
     assert steps[0] == pytest.approx(0.01, rel=1e-3)
 
 
-@pytest.mark.parametrize("schedule", ["cosine", {"milestones": [1]},
-                                      lambda o: torch.optim.lr_scheduler.ExponentialLR(o, 0.5)])
+@pytest.mark.parametrize(
+    "schedule", ["cosine", {"milestones": [1]}, lambda o: torch.optim.lr_scheduler.ExponentialLR(o, 0.5)]
+)
 def test_schedules_start_anew_with_each_task(schedule):
     constant = run("finetune", stream(), **QUICK)
     scheduled = run("finetune", stream(), schedule=schedule, **QUICK)
@@ -164,7 +169,9 @@ def test_optimizer_of_the_users_own():
 @pytest.mark.parametrize("dtype", ["float64", "bfloat16"])
 def test_other_precisions_learn_the_same(dtype):
     how = {"epochs": 5, "batch_size": 8, "hidden": (30,), "lr": 0.1}
-    single, other = (run("er", stream(per_class=40), seeds=(0, 1), seeds_at_once=2, dtype=d, **how) for d in ("float32", dtype))
+    single, other = (
+        run("er", stream(per_class=40), seeds=(0, 1), seeds_at_once=2, dtype=d, **how) for d in ("float32", dtype)
+    )
     assert abs(single.metrics().acc.mean() - other.metrics().acc.mean()) < (0.08 if dtype == "bfloat16" else 0.03)
     kind = next(iter(other.weights.values())).dtype
     assert kind == (torch.float64 if dtype == "float64" else torch.float32)
@@ -191,6 +198,7 @@ def test_divergence_is_told_or_dropped():
 
     class Explodes(Method):
         """Only the seed whose first sample is of class 0 explodes."""
+
         def task(self, net, batch):
             loss = F.cross_entropy(net(batch.x), batch.y)
             return loss * torch.where(batch.y[0] == 0, float("inf"), 1.0)
@@ -199,8 +207,14 @@ def test_divergence_is_told_or_dropped():
         seeds = (0, 1, 2, 3, 4)
         one_step = {"epochs": 1, "batch_size": 24, "hidden": (20,), "lr": 0.01}
         result = run("explodes", stream(), seeds=seeds, on_divergence="drop", **one_step)
-        first = [int(stream().batch([s], stream().indices(s, 0)[torch.randperm(24, generator=generator(s, "order"))[:1]][None], 0)[1])
-                 for s in seeds]
+        first = [
+            int(
+                stream().batch(
+                    [s], stream().indices(s, 0)[torch.randperm(24, generator=generator(s, "order"))[:1]][None], 0
+                )[1]
+            )
+            for s in seeds
+        ]
         assert 0 < sum(c == 0 for c in first) < 5
         for s, c in enumerate(first):
             assert np.isnan(result.R[s]).all() == (c == 0), (s, c)
@@ -232,14 +246,29 @@ def test_augmentation_is_drawn_per_seed():
         torch.testing.assert_close(both.weights[name][1], alone.weights[name][0], rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize("bad, what", [
-    ({"epochs": 0}, "epochs=0"), ({"batch_size": -1}, "batch_size"), ({"lr": float("nan")}, "lr=nan"),
-    ({"optimizer": "adm"}, "'adam'"), ({"loss_over": "sean"}, "'seen'"), ({"dtype": "float16"}, "float"),
-    ({"seeds": (-1,)}, "seeds"), ({"seeds": 0}, "seed"), ({"seeds": (1, 1)}, "seeds"), ({"device": "gpu"}, "gpu"),
-    ({"schedule": "cosin"}, "'cosine'"), ({"network": "resnet"}, "resnet18"), ({"hidden": (0,)}, "hidden"),
-    ({"optimizer": "adam", "momentum": 0.9}, "momentum"), ({"schedule": {"gamma": 0.1}}, "milestones"),
-    ({"network": nn.Linear(64, 10)}, "Linear"), ({"clip": -1.0}, "clip"), ({"jobs": 0}, "jobs"),
-])
+@pytest.mark.parametrize(
+    "bad, what",
+    [
+        ({"epochs": 0}, "epochs=0"),
+        ({"batch_size": -1}, "batch_size"),
+        ({"lr": float("nan")}, "lr=nan"),
+        ({"optimizer": "adm"}, "'adam'"),
+        ({"loss_over": "sean"}, "'seen'"),
+        ({"dtype": "float16"}, "float"),
+        ({"seeds": (-1,)}, "seeds"),
+        ({"seeds": 0}, "seed"),
+        ({"seeds": (1, 1)}, "seeds"),
+        ({"device": "gpu"}, "gpu"),
+        ({"schedule": "cosin"}, "'cosine'"),
+        ({"network": "resnet"}, "resnet18"),
+        ({"hidden": (0,)}, "hidden"),
+        ({"optimizer": "adam", "momentum": 0.9}, "momentum"),
+        ({"schedule": {"gamma": 0.1}}, "milestones"),
+        ({"network": nn.Linear(64, 10)}, "Linear"),
+        ({"clip": -1.0}, "clip"),
+        ({"jobs": 0}, "jobs"),
+    ],
+)
 def test_bad_input_is_one_clear_sentence(bad, what):
     with pytest.raises(cl_lib.InputError, match=what):
         run("finetune", stream(), **bad)
@@ -259,8 +288,10 @@ def test_cuda_that_is_not_there_is_refused():
 @pytest.mark.parametrize("key", sorted(e["key"] for e in cl_lib.methods()))
 def test_captured_steps_give_eager_numbers(key):
     scenario = cl_lib.method.registry()[key].scenarios[-1]
-    eager, captured = (run(key, stream(scenario), seeds=(0, 1), device="cuda", capture=c, optimizer="adam", **QUICK)
-                       for c in (False, True))
+    eager, captured = (
+        run(key, stream(scenario), seeds=(0, 1), device="cuda", capture=c, optimizer="adam", **QUICK)
+        for c in (False, True)
+    )
     for name in eager.weights:
         torch.testing.assert_close(captured.weights[name], eager.weights[name], rtol=1e-3, atol=1e-4)
 

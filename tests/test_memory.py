@@ -120,9 +120,11 @@ def test_balanced_buffer_gives_equal_shares(M, sizes, seed):
         kept = buffer.y[: int(buffer.seen)]
         quota = M // (c + 1)
         for k in range(c + 1):
-            assert (kept == k).sum() == min([quota, *(M // (j + 1) for j in range(k, c))] + [sizes[k]])
+            assert (kept == k).sum() == min(quota, sizes[k], *(M // (j + 1) for j in range(k, c)))
         now = [buffer.x[: int(buffer.seen)][kept == k].flatten().tolist() for k in range(c)]
-        assert all(new == old[: len(new)] for new, old in zip(now, before, strict=False)), "old classes keep their first"
+        assert all(new == old[: len(new)] for new, old in zip(now, before, strict=False)), (
+            "old classes keep their first"
+        )
         before = [buffer.x[: int(buffer.seen)][kept == k].flatten().tolist() for k in range(c + 1)]
 
 

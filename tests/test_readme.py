@@ -1,4 +1,4 @@
-"""The README and the pages say what is so: its links lead somewhere, its tables are complete, its examples run."""
+"""The README and the pages say what is so: links lead somewhere, tables are complete, examples run."""
 
 import re
 import shlex
@@ -40,7 +40,11 @@ def test_the_python_examples_run(code, tmp_path):
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("page", [ROOT / "README.md", *sorted((ROOT / "book").glob("*.md"))], ids=lambda p: p.stem)
+PAGES = [ROOT / "README.md", *sorted((ROOT / "book").glob("*.md"))]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_the_command_line_understands_every_command(page):
-    for line in re.findall(r"^ *(?:\.venv/bin/)?python -m cl_lib (.*)", page.read_text("utf-8"), re.MULTILINE):
+    commands = re.compile(r"^ *(?:\.venv/bin/)?python -m cl_lib (.*)", re.MULTILINE)
+    for line in commands.findall(page.read_text("utf-8")):
         assert parser().parse_args(shlex.split(line, comments=True)), line

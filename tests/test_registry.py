@@ -35,7 +35,9 @@ def weights(result, seed):
 
 def assert_same(a, b, exact=False):
     for name in a:
-        torch.testing.assert_close(a[name], b[name], **({"rtol": 0, "atol": 0} if exact else {"rtol": 1e-3, "atol": 1e-4}))
+        torch.testing.assert_close(
+            a[name], b[name], **({"rtol": 0, "atol": 0} if exact else {"rtol": 1e-3, "atol": 1e-4})
+        )
 
 
 @pytest.mark.parametrize("key", METHODS)
@@ -134,16 +136,24 @@ def test_scenarios_served_or_refused(key, scenario):
 def test_beats_fine_tuning_where_its_paper_says(key):
     """Domain-incremental: on digits turned further with each task; otherwise: on their classes in pairs."""
     for scenario, parameters in registry()[key].helps.items():
-        source = cl_lib.rotated("digits", tasks=4, per_class=60) if scenario == "domain" else stream(scenario, per_class=60)
+        source = (
+            cl_lib.rotated("digits", tasks=4, per_class=60) if scenario == "domain" else stream(scenario, per_class=60)
+        )
         how = {"seeds": (0, 1), "epochs": 5, "batch_size": 10, "lr": 0.01, "hidden": (64,)}
-        accuracy = {k: run(m, source, **how).metrics()["acc"].mean()
-                    for k, m in {"finetune": "finetune", key: make(key, **parameters)}.items()}
+        accuracy = {
+            k: run(m, source, **how).metrics()["acc"].mean()
+            for k, m in {"finetune": "finetune", key: make(key, **parameters)}.items()
+        }
         assert 1 - accuracy[key] < 0.93 * (1 - accuracy["finetune"]), accuracy
 
 
-@pytest.mark.parametrize("name, network", [
-    ("cnn", "cnn"), ("batch-norm ResNet", lambda shape, outputs: networks.resnet18(shape, outputs, width=4)),
-])
+@pytest.mark.parametrize(
+    "name, network",
+    [
+        ("cnn", "cnn"),
+        ("batch-norm ResNet", lambda shape, outputs: networks.resnet18(shape, outputs, width=4)),
+    ],
+)
 @pytest.mark.parametrize("key", METHODS)
 def test_networks(key, name, network):
     source = stream(served(key), tasks=2, per_class=4)
@@ -193,6 +203,7 @@ def test_one_file_adds_a_method(tmp_path, monkeypatch):
         assert "halfstep" in [e["key"] for e in cl_lib.methods()]
     finally:
         from cl_lib import method
+
         method._registry.pop("halfstep", None)
 
 

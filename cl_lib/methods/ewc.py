@@ -39,8 +39,10 @@ class EWC(Method):
     family = "regularisation"
     helps = {"domain": {"strength": 30.0}}
     neutral = {"strength": 0.0}
-    poor = {"class": "a penalty on parameters cannot tell apart classes that never met in one batch; "
-                     "add replay, or choose task- or domain-incremental learning"}
+    poor = {
+        "class": "a penalty on parameters cannot tell apart classes that never met in one batch; "
+        "add replay, or choose task- or domain-incremental learning"
+    }
     citation = "Kirkpatrick et al., 2017, PNAS 114: 3521–3526; Schwarz et al., 2018, ICML (online)"
     cost = "end of task: Fisher of fisher_samples samples; memory: 2 × parameters; constant in the tasks"
 
@@ -61,7 +63,11 @@ class EWC(Method):
             return Bag(anchor=Bag(net.params), stiffness=Bag(stiffness))
         stiffness = {k: memory.stiffness[k] + f for k, f in F.items()}
         centre = {
-            k: torch.where(K > 0, (memory.stiffness[k] * memory.anchor[k] + F[k] * net.params[k]) / K.clamp_min(1e-38), net.params[k])
+            k: torch.where(
+                K > 0,
+                (memory.stiffness[k] * memory.anchor[k] + F[k] * net.params[k]) / K.clamp_min(1e-38),
+                net.params[k],
+            )
             for k, K in stiffness.items()
         }
         return Bag(anchor=Bag(centre), stiffness=Bag(stiffness))

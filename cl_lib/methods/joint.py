@@ -17,7 +17,9 @@ class Joint(Method):
 
     family = "reference"
     helps = {"class": {}, "domain": {}}
-    citation = "the multi-task bound, e.g. van de Ven, Tuytelaars & Tolias, 2022, Nature Machine Intelligence 4: 1185–1197"
+    citation = (
+        "the multi-task bound, e.g. van de Ven, Tuytelaars & Tolias, 2022, Nature Machine Intelligence 4: 1185–1197"
+    )
     cost = "keeps all data; training time grows with the number of tasks"
 
     def fit(self, learner, task):

@@ -11,9 +11,9 @@ class LwF(Method):
     r"""Learning without forgetting: keep the old outputs on the new inputs.
 
     .. math:: \mathcal L(\theta) = \mathcal L_t(\theta)
-              + \lambda\, \tau^2\, \mathrm{KL}\big(\mathrm{softmax}(z^{old}_{:o}/\tau)\,\|\,\mathrm{softmax}(z_{:o}/\tau)\big)
+              + \lambda\, \tau^2\, \mathrm{KL}\big(\sigma(z^{old}_{:o}/\tau)\,\|\,\sigma(z_{:o}/\tau)\big)
 
-    z^{old} are the logits of the network as it was before the task, in evaluation mode, on the batch of the
+    σ is the softmax, z^{old} are the logits of the network as it was before the task, in evaluation mode, on the batch of the
     new task; :o the rows of the classes met before it. In task-incremental learning each old head has its own
     softmax and the terms are summed. In domain-incremental learning the one shared head is distilled.
 
