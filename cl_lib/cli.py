@@ -9,7 +9,7 @@ import pandas as pd
 
 from cl_lib import datasets, notebooks, streams
 from cl_lib.errors import Diverged, InputError, suggest
-from cl_lib.method import SCENARIOS, described, fields_of, registry
+from cl_lib.method import SCENARIOS, described, parameter_names, registry
 from cl_lib.options import Options
 from cl_lib.results import Result
 from cl_lib.runs import run
@@ -174,16 +174,19 @@ def settings(pairs: list[str], keys: list[str]) -> dict[str, dict]:
         except (ValueError, SyntaxError):
             value = text
         owner, dot, rest = name.partition(".")
-        if dot and owner != "host":
-            if owner not in out:
-                raise suggest(owner, out, "method of this command")
+        if dot and owner in out:
             out[owner][rest] = value
             continue
-        having = [k for k in keys if name in fields_of(registry()[k]) or (owner == "host" and dot)]
+        having = [key for key in keys if name in (own := parameter_names(key)) or (owner == "host" and "host" in own)]
         if not having:
-            raise suggest(
-                name, {f for k in keys for f in fields_of(registry()[k])}, f"parameter of {' or '.join(keys)}"
-            )
+            known = [
+                *(
+                    parameter_names(keys[0])
+                    if len(keys) == 1
+                    else (f"{k}.{n}" for k in keys for n in parameter_names(k))
+                )
+            ]
+            raise suggest(name, known, f"parameter of {' or '.join(keys)}")
         for key in having:
             out[key][name] = value
     return out
@@ -209,9 +212,9 @@ def spread(metric: pd.Series) -> str:
 
 def execute(args) -> None:
     keys = [args.method] if args.command == "run" else args.methods
-    for key in keys:
-        if key not in registry():
-            raise suggest(key, registry(), "method")
+    for part in "+".join(keys).split("+"):
+        if part not in registry():
+            raise suggest(part, registry(), "method")
     own = settings(args.set, keys)
     stream = make_stream(args)
     options = {

@@ -20,7 +20,7 @@ from torch.utils import _pytree as pytree
 from cl_lib import networks
 from cl_lib.errors import InputError, suggest
 from cl_lib.loop import Loop, alike, take
-from cl_lib.method import Method, fields_of, make
+from cl_lib.method import Method, make, parameter_names
 from cl_lib.net import Bag, Net
 from cl_lib.options import DTYPES, Options, identify
 from cl_lib.progress import Progress
@@ -35,13 +35,13 @@ class PoorPairing(UserWarning):
 
 def separate(method, given: dict) -> tuple[Method, Options]:
     """Split keyword arguments into the method's parameters and the training options; refuse the others."""
-    names = Options.__dataclass_fields__
-    options = {k: v for k, v in given.items() if k in names}
-    others = {k: v for k, v in given.items() if k not in names}
-    method_class = type(make(method))
+    options = {k: v for k, v in given.items() if k in Options.__dataclass_fields__}
+    others = {k: v for k, v in given.items() if k not in options}
+    key = make(method).key
+    own = parameter_names(method)
     for name in others:
-        if name not in fields_of(method_class) and not name.startswith("host."):
-            raise suggest(name, [*names, *fields_of(method_class)], f"parameter of {method_class.key} or of the run")
+        if name not in own and not name.startswith("host."):
+            raise suggest(name, [*Options.__dataclass_fields__, *own], f"parameter of {key} or of the run")
     return make(method, **others), Options(**options)
 
 
@@ -234,6 +234,13 @@ class Learner:
         if self.stream.scenario == "domain" or self.options.loss_over == "all":
             return None
         return seen.expand(*tasks.shape, -1)
+
+    def stream_of(self, purpose: str, owner: str) -> list[torch.Generator]:
+        """Random streams for one owner's own use, as they are where it is alone; kept with the learner's state."""
+        name = f"{purpose}:{owner}"
+        if name not in self.generators:
+            self.generators[name] = [generator(s, purpose, self.device) for s in self.seeds]
+        return self.generators[name]
 
     def example(self) -> tuple[Tensor, Tensor]:
         """One training sample as the network meets it, and its output row: the shapes and types of a buffer."""

@@ -45,9 +45,11 @@ class Method:
     citation: ClassVar[str] = ""
     cost: ClassVar[str] = ""
 
-    def __init_subclass__(cls, key: str | None = None, **kwargs):
+    def __init_subclass__(cls, key: str | None = None, registered: bool = True, **kwargs):
         super().__init_subclass__(**kwargs)
         cls.key = key or cls.__name__.lower()
+        if not registered:
+            return
         known = _registry.get(cls.key)
         if known is not None and known.__module__.startswith("cl_lib.") and known.__module__ != cls.__module__:
             raise InputError(
@@ -105,6 +107,12 @@ class Method:
     def check(self, learner) -> None:
         """Raise :class:`~cl_lib.errors.InputError` where the settings break what the method promises."""
 
+    def __add__(self, other: "Method") -> "Method":
+        """Both methods at once: see :class:`~cl_lib.combine.Combined`."""
+        from cl_lib.combine import Combined
+
+        return Combined(self, other) if isinstance(other, Method) else NotImplemented
+
     # --- about itself ------------------------------------------------------------------------------------
 
     def has(self, hook: str) -> bool:
@@ -141,9 +149,14 @@ def fields_of(cls: type[Method]) -> dict[str, dataclasses.Field]:
 def make(method, **parameters) -> Method:
     """The method object for a registry key, a class or an object, with the given parameters.
 
-    A wrapper's host is named by ``host="ewc"`` and its parameters by ``**{"host.strength": 100}``.
+    ``"er+lwf"`` is a sum; the parameters of its parts are named ``**{"lwf.strength": 2}``, or plainly where one
+    part alone has them. A wrapper's host is named by ``host="ewc"`` and its parameters by ``host.strength``.
     Raises ``InputError`` for an unknown key or parameter, naming the nearest right one.
     """
+    if isinstance(method, str) and "+" in method:
+        keys = method.split("+")
+        shares = share_out(keys, parameters)
+        return sum((make(key, **shares[key]) for key in keys[1:]), start=make(keys[0], **shares[keys[0]]))
     if isinstance(method, str):
         known = registry()
         if method not in known:
@@ -162,12 +175,10 @@ def make(method, **parameters) -> Method:
     below = {name.removeprefix("host."): v for name, v in parameters.items() if name.startswith("host.")}
     own = {name: v for name, v in parameters.items() if not name.startswith("host.")}
     for name in own:
+        if not known:
+            raise InputError(f"{cls.key} has no parameters to set here, so {name!r} cannot be one of them.")
         if name not in known:
-            raise (
-                suggest(name, known, f"parameter of {cls.key}")
-                if known
-                else InputError(f"{cls.key} has no parameters of its own, so {name!r} cannot be set.")
-            )
+            raise suggest(name, known, f"parameter of {cls.key}")
     given |= own
     if "host" in known and (below or isinstance(given.get("host"), str)):
         given["host"] = make(given.get("host", known["host"].default), **below)
@@ -177,6 +188,36 @@ def make(method, **parameters) -> Method:
         return cls(**given)
     except TypeError as error:
         raise InputError(f"{cls.key}: {error}.") from None
+
+
+def parameter_names(method) -> list[str]:
+    """What :func:`make` takes for a method: the names of its parameters; for a sum also ``key.name`` of its parts."""
+    keys = method.split("+") if isinstance(method, str) else [method]
+    classes = [registry()[k] if isinstance(k, str) else k if isinstance(k, type) else type(k) for k in keys]
+    each = [list(fields_of(cls)) for cls in classes]
+    names = [name for own in each for name in own]
+    if len(keys) == 1:
+        return names
+    alone = [name for name in names if names.count(name) == 1]
+    return [f"{key}.{name}" for key, own in zip(keys, each, strict=True) for name in own] + alone
+
+
+def share_out(keys: list[str], parameters: dict) -> dict[str, dict]:
+    """The parameters of each part of a sum, from ``key.name`` or a ``name`` that one part alone has."""
+    shares: dict[str, dict] = {key: {} for key in keys}
+    for name, value in parameters.items():
+        owner, dot, rest = name.partition(".")
+        if dot:
+            if owner not in shares:
+                raise suggest(owner, keys, "method of this sum")
+            shares[owner][rest] = value
+            continue
+        having = [key for key in keys if key in registry() and name in fields_of(registry()[key])]
+        if len(having) != 1:
+            parts = " and ".join(having) or "none of " + ", ".join(keys)
+            raise InputError(f"{name!r} is a parameter of {parts}: name it with its method, such as {keys[0]}.{name}.")
+        shares[having[0]][name] = value
+    return shares
 
 
 def describe(cls: type[Method]) -> dict:

@@ -109,6 +109,7 @@ def execute(notebook, output, values: dict | None = None, *, progress: bool = Fa
                 language="python",
                 progress_bar=progress,
                 config=Config(KernelManager=local),
+                extra_arguments=["--log-level=CRITICAL"],  # the kernel's own chatter; errors of cells are raised
             )
         except Exception as error:
             raise NotebookFailed(f"{notebook.name}{_where(output)}: {_reason(error)}") from error

@@ -98,7 +98,7 @@ def test_streams(capsys, tmp_path, name):
         (["run", "er", "--scenario", "klass"], "Did you mean 'class'"),
         (["run", "er", "--set", "memry=3"], "Did you mean 'memory'"),
         (["run", "er", "--set", "memory"], "name=value"),
-        (["run", "er", "--set", "ewc.strength=3"], "'ewc'"),
+        (["run", "er", "--set", "ewc.strength=3"], "Did you mean 'strength'"),
         (["run", "er", "--tasks", "3"], "divided"),
         (["run", "er", "--seeds", "-2"], "--seeds -2"),
         (["run", "er", "--seeds", "0"], "--seeds 0"),

@@ -13,9 +13,10 @@ class LwF(Method):
     .. math:: \mathcal L(\theta) = \mathcal L_t(\theta)
               + \lambda\, \tau^2\, \mathrm{KL}\big(\sigma(z^{old}_{:o}/\tau)\,\|\,\sigma(z_{:o}/\tau)\big)
 
-    σ is the softmax, z^{old} are the logits of the network as it was before the task, in evaluation mode, on the batch of the
-    new task; :o the rows of the classes met before it. In task-incremental learning each old head has its own
-    softmax and the terms are summed. In domain-incremental learning the one shared head is distilled.
+    σ is the softmax, z^{old} are the logits of the network as it was before the task, in evaluation mode, on
+    the batch of the new task; :o are the rows of the classes met before it. In task-incremental learning each
+    old head has its own softmax and the terms are summed. In domain-incremental learning the one shared head
+    is distilled.
 
     Where paper and code disagree: the paper's loss is the cross-entropy form without τ² (its gradient is
     smaller by about τ²), and its task-incremental version first trains the new head alone (``warm-up``), which
