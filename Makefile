@@ -42,7 +42,7 @@ notebooks: $(STAMP)
 
 test: $(STAMP)
 	@$(BIN)/python -m pytest -q -n auto --dist loadgroup $(ARGS)
-	@$(BIN)/python -m pytest -q -n auto --dist loadfile --nbval-lax --nbval-current-env --nbval-cell-timeout=300 notebooks
+	@$(BIN)/python -m pytest -q -n auto --dist loadfile --nbval-lax --nbval-current-env --nbval-sanitize-with tests/nbval.cfg --nbval-cell-timeout=300 notebooks
 
 bench: $(STAMP)
 	@$(BIN)/python benchmarks/bench.py $(ARGS)

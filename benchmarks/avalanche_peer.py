@@ -1,24 +1,22 @@
-"""Avalanche on the bench's workload, in an environment of its own: `avalanche_peer.py DATA.pt` runs in `.venv-avalanche`.
+"""Avalanche on the bench's workload: `avalanche_peer.py DATA.pt`, run by the Python of `.venv-avalanche`.
 
-Reads one request a line, `{"method": "ewc", "seed": 0}`, and answers each with one line of JSON: the seconds of
-training and of the ends of tasks, those of the bare loop, task by task in turn with it, and the mean accuracy.
+Reads one request a line, `{"method": "ewc", "seed": 0, "kind": …}`, and answers each with one line of JSON: the
+seconds of training and of the ends of tasks, those of the bare loop, task by task in turn, and the mean accuracy.
 
-Avalanche as it comes, on tensors in memory (its data loader gathers them sample by sample), without loggers and
-metrics, which would only slow it down. Its losses differ from ours where its conventions do; what is given here makes
-the same loss where that is possible: EWC without ½ takes λ/2, LwF without τ² takes λτ². Its EWC squares the
-gradients of mini-batches; its replay takes the mean over the joined batch, half of the sum that ER states.
+Two kinds. "as its guide sets it up": images of a torchvision-style data set, made tensors and normalised as they are
+loaded, and its default evaluator. "resident tensors, no metrics": the least that Avalanche asks for.
+
+Settings make the same loss where conventions differ and that is possible: EWC without ½ takes λ/2, LwF without τ²
+takes λτ². What stays its own: EWC squares gradients of mini-batches, replay takes the mean over the joined batch from a
+buffer that is refilled when a task ends.
 """
 
 import json
 import sys
 import time
-import warnings
 
+import bare
 import torch
-
-warnings.simplefilter("ignore")
-sys.path.insert(0, __file__.rsplit("/", 1)[0])
-import bare  # noqa: E402
 
 try:
     import torchvision  # noqa: F401
@@ -27,11 +25,16 @@ except RuntimeError:  # its CUDA build beside a CPU-only torch: only its Python 
     for operator in ("nms", "qnms"):
         operators.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 
-import avalanche  # noqa: E402
-from avalanche.benchmarks import nc_benchmark  # noqa: E402
-from avalanche.core import SupervisedPlugin  # noqa: E402
-from avalanche.training.plugins import EvaluationPlugin, ReplayPlugin  # noqa: E402
-from avalanche.training.supervised import AGEM, EWC, LwF, Naive  # noqa: E402
+import avalanche
+from avalanche.benchmarks import nc_benchmark
+from avalanche.core import SupervisedPlugin
+from avalanche.training.plugins import EvaluationPlugin, ReplayPlugin
+from avalanche.training.plugins.evaluation import default_evaluator
+from avalanche.training.supervised import AGEM, EWC, LwF, Naive
+from PIL import Image
+from torchvision import transforms
+
+GUIDE, LEAN = "as its guide sets it up", "resident tensors, no metrics"
 
 
 class Clock(SupervisedPlugin):
@@ -48,7 +51,7 @@ def strategy(method: str, s: dict, plugins: list, **common):
     if method == "ewc":
         return EWC(**common, plugins=plugins, ewc_lambda=s["ewc_strength"] / 2)
     if method == "lwf":
-        return LwF(**common, plugins=plugins, alpha=s["lwf_strength"] * s["temperature"] ** 2, temperature=s["temperature"])
+        return LwF(**common, plugins=plugins, alpha=s["strength"] * s["temperature"] ** 2, temperature=s["temperature"])
     if method == "er":
         replay = ReplayPlugin(s["memory"], batch_size=batch, batch_size_mem=s["replay_batch"])
         return Naive(**common, plugins=[*plugins, replay])
@@ -58,23 +61,45 @@ def strategy(method: str, s: dict, plugins: list, **common):
     raise KeyError(method)
 
 
-def experiences(parts):
-    """The stream made as Avalanche's guide makes class-incremental ones, over one data set of resident tensors."""
-    x, y = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
-    data = torch.utils.data.TensorDataset(x, y)
-    data.targets = y.tolist()
+class Images(torch.utils.data.Dataset):
+    """Images [n, height, width] in memory, handed out as torchvision's MNIST does."""
+
+    def __init__(self, x, y, transform):
+        self.data, self.targets, self.transform = x, y.tolist(), transform
+
+    def __len__(self):
+        return len(self.data)
+
+    def __getitem__(self, i):
+        return self.transform(Image.fromarray(self.data[i].numpy(), mode="L")), self.targets[i]
+
+
+def experiences(data: dict, kind: str):
+    """The class-incremental stream, made as Avalanche's guide makes it."""
+    s, parts = data["settings"], data["train"]
+    if kind == GUIDE:
+        steps = [transforms.ToTensor(), transforms.Normalize((s["mean"],), (s["std"],))]
+        images = Images(**data["images"], transform=transforms.Compose(steps))
+    else:
+        x, y = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+        images = torch.utils.data.TensorDataset(x, y)
+        images.targets = y.tolist()
     order = torch.cat([y.unique() for _, y in parts]).tolist()
-    return nc_benchmark(data, data, n_experiences=len(parts), task_labels=False, fixed_class_order=order).train_stream
+    made = nc_benchmark(images, images, n_experiences=len(parts), task_labels=False, fixed_class_order=order)
+    return made.train_stream
 
 
-def run(method: str, seed: int, s: dict, train, test, stream) -> dict:
+def run(method: str, seed: int, kind: str, data: dict, streams: dict) -> dict:
+    s, train, test, stream = data["settings"], data["train"], data["test"], streams[kind]
     torch.manual_seed(seed)
     models = [bare.mlp(train[0][0].shape[1], s["hidden"], s["outputs"]) for _ in "ab"]
+    models[1].insert(0, torch.nn.Flatten())
     ours, theirs = (torch.optim.SGD(m.parameters(), lr=s["lr"]) for m in models)
     clock = Clock()
     learner = strategy(
         method, s, [clock], model=models[1], optimizer=theirs, criterion=torch.nn.CrossEntropyLoss(),
-        train_mb_size=s["batch_size"], train_epochs=1, evaluator=EvaluationPlugin(),
+        train_mb_size=s["batch_size"], train_epochs=1,
+        evaluator=default_evaluator() if kind == GUIDE else EvaluationPlugin(),
     )
     seconds = {"bare": 0.0, "train": 0.0, "task_end": 0.0}
     for (x, y), experience in zip(train, stream, strict=True):
@@ -92,13 +117,12 @@ def run(method: str, seed: int, s: dict, train, test, stream) -> dict:
 def main():
     torch.set_num_threads(1)
     data = torch.load(sys.argv[1], weights_only=True)
-    settings, train, test = data["settings"], data["train"], data["test"]
-    stream, answers = experiences(train), sys.stdout
-    sys.stdout = sys.stderr  # what the library prints is not an answer
-    print(json.dumps({"avalanche": avalanche.__version__, "torch": torch.__version__}), file=answers, flush=True)
+    streams = {kind: experiences(data, kind) for kind in (GUIDE, LEAN)}
+    answers, sys.stdout = sys.stdout, sys.stderr  # what the library prints is not an answer
+    answer = lambda numbers: print(json.dumps(numbers), file=answers, flush=True)
+    answer({"avalanche": avalanche.__version__, "avalanche_torch": torch.__version__})
     for line in sys.stdin:
-        answer = run(**json.loads(line), s=settings, train=train, test=test, stream=stream)
-        print(json.dumps(answer), file=answers, flush=True)
+        answer(run(**json.loads(line), data=data, streams=streams))
 
 
 if __name__ == "__main__":

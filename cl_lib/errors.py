@@ -15,6 +15,8 @@ class Diverged(RuntimeError):
 def suggest(given: str, known: Iterable[str], what: str) -> InputError:
     """The error for an unknown name: names what was given, the nearest right name, and all that are known."""
     known = sorted(known)
+    if not known:
+        return InputError(f"{given!r} is not a {what}: it has none.")
     near = difflib.get_close_matches(str(given), known, n=1, cutoff=0.5)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     return InputError(f"{given!r} is not a {what} that I know.{hint} Known: {', '.join(known)}.")
