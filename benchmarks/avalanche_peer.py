@@ -3,8 +3,8 @@
 Reads one request a line, `{"method": "ewc", "seed": 0, "kind": …}`, and answers each with one line of JSON: the
 seconds of training and of the ends of tasks, those of the bare loop, task by task in turn, and the mean accuracy.
 
-Two kinds. "as its guide sets it up": images of a torchvision-style data set, made tensors and normalised as they are
-loaded, and its default evaluator. "resident tensors, no metrics": the least that Avalanche asks for.
+Two kinds. "as its guide sets it up": images that become float and normalised as they are loaded, which is what its
+SplitMNIST does, and its default evaluator. "resident tensors, no metrics": the least that Avalanche asks for.
 
 Settings make the same loss where conventions differ and that is possible: EWC without ½ takes λ/2, LwF without τ²
 takes λτ². What stays its own: EWC squares gradients of mini-batches, replay takes the mean over the joined batch from a
@@ -31,8 +31,7 @@ from avalanche.core import SupervisedPlugin
 from avalanche.training.plugins import EvaluationPlugin, ReplayPlugin
 from avalanche.training.plugins.evaluation import default_evaluator
 from avalanche.training.supervised import AGEM, EWC, LwF, Naive
-from PIL import Image
-from torchvision import transforms
+from torchvision.transforms import Compose, Normalize
 
 GUIDE, LEAN = "as its guide sets it up", "resident tensors, no metrics"
 
@@ -62,7 +61,7 @@ def strategy(method: str, s: dict, plugins: list, **common):
 
 
 class Images(torch.utils.data.Dataset):
-    """Images [n, height, width] in memory, handed out as torchvision's MNIST does."""
+    """Images [n, height, width] in memory, handed out one by one as those of Avalanche's own SplitMNIST are."""
 
     def __init__(self, x, y, transform):
         self.data, self.targets, self.transform = x, y.tolist(), transform
@@ -71,15 +70,14 @@ class Images(torch.utils.data.Dataset):
         return len(self.data)
 
     def __getitem__(self, i):
-        return self.transform(Image.fromarray(self.data[i].numpy(), mode="L")), self.targets[i]
+        return self.transform(self.data[i].float().unsqueeze(0) / 255), self.targets[i]
 
 
 def experiences(data: dict, kind: str):
     """The class-incremental stream, made as Avalanche's guide makes it."""
     s, parts = data["settings"], data["train"]
     if kind == GUIDE:
-        steps = [transforms.ToTensor(), transforms.Normalize((s["mean"],), (s["std"],))]
-        images = Images(**data["images"], transform=transforms.Compose(steps))
+        images = Images(**data["images"], transform=Compose([Normalize((s["mean"],), (s["std"],))]))
     else:
         x, y = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
         images = torch.utils.data.TensorDataset(x, y)

@@ -15,7 +15,7 @@ WARM_UP = 3
 
 
 class Captured:
-    """``step(batch) -> loss`` recorded for each shape of batch; ``state()`` lists all tensors it changes."""
+    """``step(batch) -> tensors`` recorded for each shape of batch; ``state()`` lists all tensors it changes."""
 
     def __init__(self, step: Callable, optimizer: torch.optim.Optimizer, state: Callable[[], list[Tensor]]):
         self.step, self.optimizer, self.state = step, optimizer, state
@@ -34,10 +34,10 @@ class Captured:
                 self.eager = True
                 return self.step(batch)
             self.graphs[key] = recorded
-        graph, fixed, loss = self.graphs[key]
+        graph, fixed, results = self.graphs[key]
         torch._foreach_copy_(fixed, tensors)
         graph.replay()
-        return loss.clone()
+        return pytree.tree_map(torch.clone, results)
 
     def _record(self, leaves: list, spec):
         fixed_leaves = [t.clone() if isinstance(t, Tensor) else t for t in leaves]
@@ -53,14 +53,14 @@ class Captured:
                     self.step(batch)
             torch.cuda.current_stream().wait_stream(side)
             with torch.cuda.graph(graph):
-                loss = self.step(batch)
+                results = self.step(batch)
         except RuntimeError as error:
             torch.cuda.synchronize()
             warnings.warn(f"This step cannot be captured as a CUDA graph and runs eagerly: {error}", stacklevel=2)
             return None
         finally:
             self._put_back(before)
-        return graph, fixed, loss
+        return graph, fixed, results
 
     def _all_state(self) -> list[Tensor]:
         moments = [v for s in self.optimizer.state.values() for v in s.values() if isinstance(v, Tensor)]

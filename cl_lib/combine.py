@@ -47,6 +47,7 @@ class Combined(Method, registered=False):
         common = [s for s in self.scenarios if all(s in p.poor for p in self.parts)]
         self.poor = {s: self.parts[0].poor[s] for s in common}
         self.stacked = all(p.stacked for p in self.parts)
+        self.watches = any(p.watches for p in self.parts)
         self.citation = "; ".join(p.citation for p in self.parts)
 
     def __repr__(self) -> str:
@@ -70,7 +71,10 @@ class Combined(Method, registered=False):
         return Bag({p.key: memory for p, view in views if (memory := p.start(view))})
 
     def task(self, net, batch):
-        return self._one("task", Method.task)(net, batch)
+        for p in self.parts:
+            if p.has("task"):
+                return p.task(net, own(batch, p))
+        return super().task(net, batch)
 
     def penalty(self, net, batch, memory):
         return sum(p.penalty(net, own(batch, p), memory.get(p.key, Bag())) for p in self.parts)
@@ -119,8 +123,9 @@ class Combined(Method, registered=False):
 
 
 def own(batch: Bag, part: Method) -> Bag:
-    """The batch as one part sees it: with what its own ``before_step`` put there."""
-    return Bag(batch, **batch[part.key]) if part.key in batch else batch
+    """The batch as one part sees it: with what its own ``before_step`` put there and an ``out`` of its own."""
+    out = {"out": batch.out.setdefault(part.key, Bag())} if "out" in batch else {}
+    return Bag(batch, **batch.get(part.key, {}), **out)
 
 
 class View:

@@ -1,4 +1,10 @@
-"""The diagonal of the Fisher information: squared gradients of single samples, without a loop over them."""
+"""The diagonal of the Fisher information: squared gradients of single samples, without a loop over them.
+
+Its Kronecker factors and the mean magnitude of single samples' gradients come from the same layer inputs and
+pre-activation gradients.
+"""
+
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -54,28 +60,95 @@ def diagonal(
     Raises:
         InputError: an unknown kind, missing labels, a module that `vmap` cannot carry where it is needed.
     """
-    if kind not in KINDS:
-        raise suggest(kind, KINDS, "kind of Fisher information")
-    if kind == "empirical" and y is None:
-        raise InputError('The empirical Fisher needs labels: give y, or choose kind="exact" or "sampled".')
-    if len(x) == 0:
-        raise InputError("The Fisher information is a mean over samples, but x has none: give at least one.")
-    net = net.replace(params={k: p.detach().requires_grad_() for k, p in net.params.items()}, training=False)
+    net = _still(net, x)
     squares, size = _way(net, x[:1])
-    chunk = chunk or _samples(size, x.device)
-    parts = [slice(i, i + chunk) for i in range(0, len(x), chunk)]
+    parts = _parts(x, chunk or _samples(size, x.device))
     rows = None if rows is None else rows.expand(len(x), -1)
-    if kind == "empirical":
-        labels = [(y, torch.ones_like(y))]
-    else:
-        with torch.no_grad():
-            p = torch.cat([masked(net(x[i]), _at(rows, i)).softmax(-1) for i in parts])
-        labels = _every_label(p) if kind == "exact" else [_drawn_label(p, generator)]
+    labels = _labels(net, x, rows, kind, y, generator, parts)
     total = {name: torch.zeros_like(p) for name, p in net.params.items()}
     for i in parts:
         for name, square in squares(net, x[i], _at(rows, i), [(y[i], w[i]) for y, w in labels]).items():
             total[name] += square
     return {name: t / len(x) for name, t in total.items()}
+
+
+def kronecker(
+    net: Net,
+    x: Tensor,
+    rows: Tensor | None = None,
+    kind: str = "exact",
+    y: Tensor | None = None,
+    generator: torch.Generator | None = None,
+    chunk: int | None = None,
+) -> dict[str, tuple[Tensor, Tensor]]:
+    r"""Kronecker factors of the Fisher's diagonal blocks, F_ℓ ≈ A ⊗ G, in eval mode (Martens & Grosse, 2015).
+
+    .. math:: A = \frac1N \sum_n \sum_l \bar a_{nl} \bar a_{nl}^\top, \qquad
+              G = \frac1N \sum_n \frac1L \sum_c w_{nc} \sum_l \delta_{ncl} \delta_{ncl}^\top
+
+    ā is a layer's input with a 1 after it for the bias (none where the layer has no trained bias), δ the gradient of
+    −log p_c in its output, l its L places (one in a Linear layer, the pixels of a convolution, whose ā are patches),
+    w as in :func:`diagonal`. A ⊗ G belongs to the column-major vec of [W | b].
+
+    Arguments as in `diagonal`. Returns by layer name (A [K, K], G [O, O]), for the Linear and Conv2d layers whose
+    closed form holds; parameters elsewhere have no factors.
+    """
+    net = _still(net, x)
+    names, size = _layers(net, x[:1])
+    parts = _parts(x, chunk or _samples(size, x.device))
+    rows = None if rows is None else rows.expand(len(x), -1)
+    labels = _labels(net, x, rows, kind, y, generator, parts)
+    total: dict[str, tuple[Tensor, Tensor]] = {}
+    for i in parts:
+        logits, forms, outputs = _tapped(net, x[i])
+        factors = {name: _Factors(form.a, f"{name}.bias" in net.params) for name, form in forms.items()}
+        _backward(net, logits, factors, outputs, _at(rows, i), [(y[i], w[i]) for y, w in labels])
+        for name, layer in factors.items():
+            if name in names and type(forms[name]) is _Matrix:
+                A, G = layer.total()
+                before = total.get(name, (0, 0))
+                total[name] = before[0] + A / len(x), before[1] + G / len(x)
+    return total
+
+
+def magnitude(net: Net, x: Tensor, value: Callable[[Tensor], Tensor], chunk: int | None = None) -> dict[str, Tensor]:
+    r"""How strongly each parameter moves a function of a sample's logits, in eval mode; no label is used.
+
+    .. math:: \Omega_i = \frac1N \sum_n \big| \partial_i\, v(f_\theta(x_n)) \big|
+
+    Arguments:
+        net, x, chunk: as in `diagonal`.
+        value: logits [n, C] -> [n], each sample's number from its own logits alone.
+    Returns:
+        by name, a tensor shaped like the parameter.
+    """
+    net = _still(net, x)
+    by_layer, size = _way(net, x[:1])
+    total = {name: torch.zeros_like(p) for name, p in net.params.items()}
+    for i in _parts(x, chunk or _samples(size, x.device)):
+        if by_layer is _squares_by_layer:
+            logits, forms, outputs = _tapped(net, x[i], torch.abs)
+            _add(value(logits).sum(), forms, outputs)
+            part = _total(net, forms)
+        else:
+            part = {k: g.abs().sum(0) for k, g in _gradients(net, x[i], value).items()}
+        for name, t in part.items():
+            total[name] += t / len(x)
+    return total
+
+
+def _gradients(net, x, value):
+    """∇_θ v(f(x_n)) of each sample n, by name [N, …]."""
+    if reason := stackable(net.module):
+        raise InputError(f"The gradients of single samples are out of reach: {reason}.")
+    of = lambda params, x: value(net.replace(params=params)(x[None]))[0]
+    return vmap(grad(of), (None, 0))({k: p.detach() for k, p in net.params.items()}, x)
+
+
+def draw_labels(net: Net, x: Tensor, rows: Tensor | None, generator: torch.Generator | None) -> Tensor:
+    """One label for each sample, drawn from the net's own softmax over the rows that count: [N]."""
+    net = _still(net, x)
+    return _labels(net, x, rows, "sampled", None, generator, _parts(x, 1024))[0][0]
 
 
 def per_sample_gradients(
@@ -95,6 +168,30 @@ def per_sample_gradients(
     rows = None if rows is None else rows.expand(len(x), -1)
     chunk = chunk or _samples(_count(params.values()), x.device)
     return vmap(grad(loss), (None, 0, 0, None if rows is None else 0), chunk_size=chunk)(params, x, y, rows)
+
+
+def _still(net, x):
+    """The net in eval mode with leaves of its own."""
+    if len(x) == 0:
+        raise InputError("The Fisher information is a mean over samples, but x has none: give at least one.")
+    return net.replace(params={k: p.detach().requires_grad_() for k, p in net.params.items()}, training=False)
+
+
+def _parts(x, chunk):
+    return [slice(i, i + chunk) for i in range(0, len(x), chunk)]
+
+
+def _labels(net, x, rows, kind, y, generator, parts):
+    """The labels whose gradients a kind of Fisher information is made of: pairs (y [N], weight w [N])."""
+    if kind not in KINDS:
+        raise suggest(kind, KINDS, "kind of Fisher information")
+    if kind == "empirical":
+        if y is None:
+            raise InputError('The empirical Fisher needs labels: give y, or choose kind="exact" or "sampled".')
+        return [(y, torch.ones_like(y))]
+    with torch.no_grad():
+        p = torch.cat([masked(net(x[i]), _at(rows, i)).softmax(-1) for i in parts])
+    return _every_label(p) if kind == "exact" else [_drawn_label(p, generator)]
 
 
 def _every_label(p):
@@ -131,19 +228,27 @@ def _way(net, x):
     The layers' closed forms fall short where a parameter lies in another kind of layer, or in two of them, or
     is used outside its layer: so they are tried out on one sample x, against autograd.
     """
-    by_sample = _squares_by_sample, _count(net.params.values())
+    names, size = _layers(net, x)
+    if all(name.rpartition(".")[0] in names for name in net.params):
+        return _squares_by_layer, size
+    return _squares_by_sample, _count(net.params.values())
+
+
+def _layers(net, x):
+    """The layers whose closed form holds for all their trained parameters, and the numbers a sample holds in them."""
     try:
         logits, forms, outputs = _tapped(net, x)
     except InputError:  # a layer is called twice
-        return by_sample
+        return set(), _count(net.params.values())
     loss = (logits @ torch.linspace(1, 2, logits.shape[-1]).to(logits)).sum()
     _add(loss, forms, outputs)
     ours = _total(net, forms)
     theirs = torch.autograd.grad(loss, list(net.params.values()), **UNUSED)
+    names = set(forms)
     for name, g in zip(net.params, theirs, strict=True):
         if name not in ours or (ours[name] - g**2).abs().max() > 0.01 * (g**2).max():
-            return by_sample
-    return _squares_by_layer, 2 * _count(outputs) + _count(form.a for form in forms.values())
+            names.discard(name.rpartition(".")[0])
+    return names, 2 * _count(outputs) + _count(form.a for form in forms.values())
 
 
 def _squares_by_sample(net, x, rows, labels):
@@ -158,31 +263,36 @@ def _squares_by_sample(net, x, rows, labels):
 def _squares_by_layer(net, x, rows, labels):
     """From each layer's input a and, with one backward pass a label, the gradient δ in its output."""
     logits, forms, outputs = _tapped(net, x)
-    for y, w in labels:
-        loss = w.to(logits.dtype).sqrt() @ cross_entropy(logits, y, rows, reduction="none")
-        _add(loss, forms, outputs)
+    _backward(net, logits, forms, outputs, rows, labels)
     return _total(net, forms)
 
 
-def _tapped(net, x):
+def _backward(net, logits, forms, outputs, rows, labels):
+    """One backward pass a label: each form is told its layer's √w · ∂(−log p_y) in the output."""
+    for y, w in labels:
+        loss = w.to(logits.dtype).sqrt() @ cross_entropy(logits, y, rows, reduction="none")
+        _add(loss, forms, outputs)
+
+
+def _tapped(net, x, measure=torch.square):
     """The logits; by name the closed form of each layer that has one; and those layers' outputs."""
     logits, inputs, outputs = net.taps(x)
-    forms = {name: form for name, a in inputs.items() if (form := _form(net, name, a.detach()))}
+    forms = {name: form for name, a in inputs.items() if (form := _form(net, name, a.detach(), measure))}
     return logits, forms, [outputs[name] for name in forms]
 
 
-def _form(net, name, a):
+def _form(net, name, a, measure):
     layer = net.module.get_submodule(name)
     if f"{name}.weight" not in net.params:
         return None
     if type(layer) is nn.Linear and a.dim() == 2:
-        return _Matrix(a[..., None])
+        return _Matrix(a[..., None], measure)
     usual = type(layer) is nn.Conv2d and layer.groups == 1 and layer.padding_mode == "zeros"
     if usual and not isinstance(layer.padding, str):
-        return _Matrix(F.unfold(a, layer.kernel_size, layer.dilation, layer.padding, layer.stride))
+        return _Matrix(F.unfold(a, layer.kernel_size, layer.dilation, layer.padding, layer.stride), measure)
     if isinstance(layer, BatchNorm) and layer.track_running_stats:
         mean, variance = (net.buffers[f"{name}.running_{s}"] for s in ("mean", "var"))
-        return _Scale(F.batch_norm(a, mean, variance, eps=layer.eps).reshape(*a.shape[:2], -1))
+        return _Scale(F.batch_norm(a, mean, variance, eps=layer.eps).reshape(*a.shape[:2], -1), measure)
     return None
 
 
@@ -201,35 +311,54 @@ def _total(net, forms):
 class _Matrix:
     """s_l = W a_l + b at a sample's places l: ∂W = Σ_l δ_l a_lᵀ, ∂b = Σ_l δ_l, for δ [N, O, L], a [N, K, L].
 
-    With one place alone Σ_n Σ_c (δ aᵀ)² = (Σ_c δ²)ᵀ a²: a single product for all labels.
+    Their squares (or magnitudes) are summed over samples and labels. With one place alone that is
+    Σ_n Σ_c (δ aᵀ)² = (Σ_c δ²)ᵀ a²: a single product for all labels.
     """
 
-    def __init__(self, a):
-        self.a, self.one_place = a, a.shape[-1] == 1
+    def __init__(self, a, measure):
+        self.a, self.one_place, self.measure = a, a.shape[-1] == 1, measure
         self.weight = self.bias = 0
 
     def add(self, δ):
         if not self.one_place:
             n = _samples(δ.shape[1] * self.a.shape[1], δ.device)
-            parts = zip(δ.split(n), self.a.split(n), strict=True)
-            self.weight = self.weight + sum((d @ a.mT).square_().sum(0) for d, a in parts)
-        self.bias = self.bias + δ.sum(-1) ** 2
+            for d, a in zip(δ.split(n), self.a.split(n), strict=True):
+                g = d @ a.mT
+                self.weight = self.weight + self.measure(g, out=g).sum(0)
+        self.bias = self.bias + self.measure(δ.sum(-1))
 
     def total(self):
-        weight = self.bias.mT @ self.a[..., 0] ** 2 if self.one_place else self.weight
+        weight = self.bias.mT @ self.measure(self.a[..., 0]) if self.one_place else self.weight
         return {"weight": weight, "bias": self.bias.sum(0)}
 
 
 class _Scale:
     """s_l = γ a_l + β for a normalised input a: ∂γ = Σ_l δ_l a_l, ∂β = Σ_l δ_l, for δ and a [N, C, L]."""
 
-    def __init__(self, a):
-        self.a = a
+    def __init__(self, a, measure):
+        self.a, self.measure = a, measure
         self.weight = self.bias = 0
 
     def add(self, δ):
-        self.weight = self.weight + ((δ * self.a).sum(-1) ** 2).sum(0)
-        self.bias = self.bias + (δ.sum(-1) ** 2).sum(0)
+        self.weight = self.weight + self.measure((δ * self.a).sum(-1)).sum(0)
+        self.bias = self.bias + self.measure(δ.sum(-1)).sum(0)
 
     def total(self):
         return {"weight": self.weight, "bias": self.bias}
+
+
+class _Factors:
+    """Σ_n Σ_l ā āᵀ and Σ_n Σ_l δ δᵀ / L of a layer with inputs a [N, K, L], over all labels."""
+
+    def __init__(self, a, bias):
+        self.a, self.bias = a, bias
+        self.G = 0
+
+    def add(self, δ):
+        d = δ.transpose(0, 1).flatten(1)
+        self.G = self.G + d @ d.mT / δ.shape[-1]
+
+    def total(self):
+        a = self.a.transpose(0, 1).flatten(1)
+        a = torch.cat([a, torch.ones_like(a[:1])]) if self.bias else a
+        return a @ a.mT, self.G

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cl_lib.errors import suggest
+from cl_lib.errors import InputError, suggest
 
 Tensors = Mapping[str, Tensor]
 
@@ -73,9 +73,54 @@ def quadratic(params: Tensors, anchor: Tensors, weight: Tensors) -> Tensor:
     """Σ_i w_i (θ_i − a_i)² over the tensors that `weight` names: what EWC, SI and MAS add to the loss.
 
     The gradient 2 w (θ − a) is written out, which takes a fraction of the time and memory of plain autograd.
-    No gradient reaches anchor or weight.
+    No gradient reaches anchor or weight. Raises InputError where a parameter is gone or has another shape than
+    its anchor had.
     """
+    refuse_changed(params, anchor, weight)
     return _Quadratic.apply(0, *(tensors[name] for tensors in (params, anchor, weight) for name in weight))
+
+
+def refuse_changed(params: Tensors, *kept: Tensors) -> None:
+    """Raise InputError unless every kept tensor still has a parameter of its name and shape."""
+    for tensors in kept:
+        for name, t in tensors.items():
+            if name not in params or params[name].shape != t.shape:
+                now = f"has shape {tuple(params[name].shape)} now" if name in params else "is no longer there"
+                raise InputError(
+                    f"The penalty keeps {name!r} near a value of shape {tuple(t.shape)}, but that parameter {now}: "
+                    "let the network keep its shape over the tasks (a full head with masked rows, say)."
+                )
+
+
+def with_gradient(value: Tensor, params: Tensors, grads: Tensors) -> Tensor:
+    """A scalar with this value, whose gradient is written out: `grads[k]` in `params[k]` for each name of `grads`.
+
+    For a penalty whose value and gradient are one computation, done under `torch.no_grad()`.
+    """
+    return _Given.apply(0, value, *(params[k] for k in grads), *grads.values())
+
+
+class _Given(torch.autograd.Function):
+    """(value, θ …, g …) -> value, with gradient g in θ, all with `axes` first axes that vmap has put there."""
+
+    @staticmethod
+    def forward(axes, value, *tensors):
+        return value.clone()
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.axes, _, *tensors = inputs
+        ctx.save_for_backward(*tensors[len(tensors) // 2 :])
+
+    @staticmethod
+    def backward(ctx, grad):
+        scale = lambda g: grad.reshape((*grad.shape, *[1] * (g.dim() - ctx.axes)))
+        given = ctx.saved_tensors
+        return None, None, *(g * scale(g) for g in given), *[None] * len(given)
+
+    @staticmethod
+    def vmap(info, dims, axes, *tensors):
+        return _Given.apply(axes + 1, *_stacked(info, dims[1:], tensors)), 0
 
 
 class _Quadratic(torch.autograd.Function):
@@ -101,11 +146,14 @@ class _Quadratic(torch.autograd.Function):
 
     @staticmethod
     def vmap(info, dims, axes, *tensors):
-        stacked = (
-            t.expand(info.batch_size, *t.shape) if dim is None else t.movedim(dim, 0)
-            for t, dim in zip(tensors, dims[1:], strict=True)
-        )
-        return _Quadratic.apply(axes + 1, *stacked), 0
+        return _Quadratic.apply(axes + 1, *_stacked(info, dims[1:], tensors)), 0
+
+
+def _stacked(info, dims, tensors):
+    return (
+        t.expand(info.batch_size, *t.shape) if dim is None else t.movedim(dim, 0)
+        for t, dim in zip(tensors, dims, strict=True)
+    )
 
 
 def _triples(tensors):

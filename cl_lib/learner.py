@@ -20,6 +20,7 @@ from torch.utils import _pytree as pytree
 from cl_lib import networks
 from cl_lib.errors import InputError, suggest
 from cl_lib.loop import Loop, alike, take
+from cl_lib.memory import placed
 from cl_lib.method import Method, make, parameter_names
 from cl_lib.net import Bag, Net
 from cl_lib.options import DTYPES, Options, identify
@@ -200,16 +201,27 @@ class Learner:
         # a seed that was dropped keeps its place in the stack, with somebody else's memory
         some = next(iter(new.values()))
         each = [new.get(position, some) for position in range(len(self.seeds))]
-        self.memory = pytree.tree_map(lambda *ts: torch.stack([t.detach() for t in ts]), *each)
+        self.memory = pytree.tree_map(lambda *ts: stack_padded([t.detach() for t in ts]), *each)
 
-    def train(self, tasks: list[int], epochs: int | None = None, joined: Bag | None = None) -> None:
+    def train(
+        self,
+        tasks: list[int],
+        epochs: int | None = None,
+        joined: Bag | None = None,
+        alone: bool = False,
+        options: Options | None = None,
+    ) -> None:
         """One loop of epochs over the training data of ``tasks``, for all seeds.
 
-        ``joined`` adds samples of each seed's own, ``x`` ``[S, m, …]`` in input space and rows ``y`` ``[S, m]``.
+        ``joined`` adds samples of each seed's own, ``x`` ``[S, m, …]`` in input space and rows ``y`` ``[S, m]``;
+        if it has them, ``task`` ``[S, m]`` says to which of ``tasks`` they belong (else the last) and ``count``
+        ``[S]`` how many of the m rows a seed uses. With ``alone`` nothing else is trained on; ``tasks`` then only
+        says which output rows count. ``options`` replaces the run's, its ``dtype`` and ``network`` apart.
         """
         active = list(self.active)  # a seed that diverges leaves the learner's list, not this one
         for start in range(0, len(active), self.seeds_at_once):
-            Loop(self, active[start : start + self.seeds_at_once], tasks, epochs, joined).run()
+            group = active[start : start + self.seeds_at_once]
+            Loop(self, group, tasks, epochs, joined, alone, options).run()
 
     # --- what counts -------------------------------------------------------------------------------------
 
@@ -343,13 +355,24 @@ class Learner:
         for own, kept in ((self.params, state.params), (self.buffers, state.get("buffers", Bag()))):
             for name, tensor in own.items():
                 tensor.copy_(kept[name])
-        self.memory = pytree.tree_map(lambda t: t.clone(), state.get("memory", Bag()))
+        self.memory = placed(state.get("memory", Bag()), self.device)
         for purpose, generators in self.generators.items():
             for g, kept in zip(generators, state.random[purpose], strict=True):
                 g.set_state(kept.cpu().clone())
         self.records.load(state.records)
         self.active = state.active.nonzero().flatten().tolist()
         self.done = self.met = int(state.done)
+
+
+def stack_padded(tensors: list[Tensor]) -> Tensor:
+    """Tensors of each seed along a new first axis; those of smaller size end in zeros."""
+    shape = [max(sizes) for sizes in zip(*(t.shape for t in tensors), strict=True)]
+    if all(list(t.shape) == shape for t in tensors):
+        return torch.stack(tensors)
+    out = tensors[0].new_zeros(len(tensors), *shape)
+    for row, t in zip(out, tensors, strict=True):
+        row[tuple(slice(n) for n in t.shape)] = t
+    return out
 
 
 def check_seeds(seeds) -> tuple[int, ...]:

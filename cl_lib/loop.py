@@ -34,6 +34,14 @@ def put_back(tree, positions: tuple[int, ...], part) -> None:
         pytree.tree_map(lambda t, p: t.__setitem__(at, p), tree, part)
 
 
+def over_seeds(function, *trees):
+    """``function`` of one model's trees, applied to trees of ``[G, …]`` tensors: called directly where G is 1."""
+    if len(pytree.tree_leaves(trees)[0]) > 1:
+        return vmap(function)(*trees)
+    out = function(*pytree.tree_map(lambda t: t[0], trees))
+    return pytree.tree_map(lambda t: t[None], out)
+
+
 def alike(lengths: dict[int, int]) -> list[tuple[int, ...]]:
     """Positions grouped by equal, positive length: what can be stacked."""
     groups: dict[int, list[int]] = {}
@@ -51,11 +59,21 @@ def clip_norm(grads: dict, bound: float) -> dict:
 
 
 class Loop:
-    """``run()`` trains the seeds at ``group`` on the training data of ``tasks``, with ``joined`` samples."""
+    """``run()`` trains the seeds at ``group`` on the training data of ``tasks``, with ``joined`` samples or on them
+    ``alone``: see :meth:`~cl_lib.learner.Learner.train`."""
 
-    def __init__(self, learner, group: list[int], tasks: list[int], epochs: int | None, joined: Bag | None):
-        self.learner, self.method, self.options = learner, learner.method, learner.options
-        self.running, self.tasks, self.joined = tuple(group), tasks, joined
+    def __init__(
+        self,
+        learner,
+        group: list[int],
+        tasks: list[int],
+        epochs: int | None,
+        joined: Bag | None,
+        alone: bool = False,
+        options=None,
+    ):
+        self.learner, self.method, self.options = learner, learner.method, options or learner.options
+        self.running, self.tasks, self.joined, self.alone = tuple(group), tasks, joined, alone
         self.epochs = self.options.epochs if epochs is None else epochs
         self.pools = {i: self._pool(i) for i in group}
         self.optimizer = self.options.make_optimizer(
@@ -75,15 +93,17 @@ class Loop:
         index = [learner.stream.indices(seed, t) for t in self.tasks]
         task = [torch.full_like(i, t) for i, t in zip(index, self.tasks, strict=True)]
         pool = Bag(index=torch.cat(index), task=torch.cat(task))
-        if self.joined is not None:
-            extra = torch.arange(self.joined.x.shape[1], device=pool.index.device)
-            blank = torch.full_like(extra, self.tasks[-1])
-            pool = Bag(
-                index=torch.cat([pool.index, torch.zeros_like(extra)]),
-                task=torch.cat([pool.task, blank]),
-                extra=torch.cat([torch.full_like(pool.index, -1), extra]),
-            )
-        return pool
+        if self.joined is None:
+            return pool
+        joined = self.joined
+        count = int(joined.count[position]) if "count" in joined else joined.x.shape[1]
+        extra = torch.arange(count, device=pool.index.device)
+        of = joined.task[position, :count] if "task" in joined else torch.full_like(extra, self.tasks[-1])
+        own = Bag(index=torch.zeros_like(extra), task=of, extra=extra)
+        if self.alone:
+            return own
+        pool.extra = torch.full_like(pool.index, -1)
+        return Bag({k: torch.cat([t, own[k]]) for k, t in pool.items()})
 
     def _shared(self) -> Bag:
         masks = [self.learner.masks(t) for t in self.tasks]
@@ -121,16 +141,23 @@ class Loop:
                 yield group, stack(group, slice(start, start + size))
 
     def _batch(self, group: tuple[int, ...], plan: Bag) -> Bag:
-        learner, stream = self.learner, self.learner.stream
-        task = plan.task if len(self.tasks) > 1 else self.tasks[0]
-        x, y = stream.batch([learner.seeds[i] for i in group], plan.index, task)
-        raw = x.to(learner.dtype)
-        x = learner.augmented(raw, group)
-        if self.joined is not None:
-            own, at = plan.extra >= 0, (torch.tensor(group, device=x.device)[:, None], plan.extra.clamp(min=0))
+        learner, joined = self.learner, self.joined
+        if joined is not None:
+            at = torch.tensor(group, device=learner.device)[:, None], plan.extra.clamp(min=0)
+            own_x, own_y = joined.x[at].to(learner.dtype), joined.y[at]
+        if self.alone:
+            x = raw = own_x
+            y = own_y
+        else:
+            task = plan.task if len(self.tasks) > 1 else self.tasks[0]
+            x, y = learner.stream.batch([learner.seeds[i] for i in group], plan.index, task)
+            raw = x.to(learner.dtype)
+            x = learner.augmented(raw, group)
+        if joined is not None and not self.alone:
+            own = plan.extra >= 0
             image = own.view(*own.shape, *[1] * (x.dim() - 2))
-            x, raw = (torch.where(image, self.joined.x[at].to(x.dtype), t) for t in (x, raw))
-            y = torch.where(own, self.joined.y[at], y)
+            x, raw = (torch.where(image, own_x, t) for t in (x, raw))
+            y = torch.where(own, own_y, y)
         batch = Bag(self.shared, x=x, raw=raw, y=y, task=plan.task, progress=plan.progress[:, 0], seeds=group)
         if self.mapped_rows:
             batch.rows = learner.owners[plan.task]
@@ -160,7 +187,9 @@ class Loop:
             memory = take(learner.memory, group)
         if method.has("before_step"):
             method.before_step(learner, batch, memory)
-        loss = update(batch) if neighbours else self._update(group, batch, memory)
+        loss, batch.out = update(batch) if neighbours else self._update(group, batch, memory)
+        if method.watches:
+            batch.step = Bag(batch.out.pop("step"), after=take(learner.params, group))
         if method.has("after_step"):
             method.after_step(learner, batch, memory)
         if not neighbours:
@@ -184,8 +213,8 @@ class Loop:
 
         return Captured(step, self.optimizer, changed), memory
 
-    def _update(self, group: tuple[int, ...], batch: Bag, memory: Bag) -> Tensor:
-        """Losses of the group, their gradients, one step of the optimiser."""
+    def _update(self, group: tuple[int, ...], batch: Bag, memory: Bag) -> tuple[Tensor, Bag]:
+        """Losses of the group, their gradients, one step of the optimiser; the losses and what was left in ``out``."""
         learner = self.learner
         if len(group) == 1:
             params = learner.leaves[group[0]]
@@ -199,9 +228,11 @@ class Loop:
         dims = Bag({k: None if k in self.shared else 0 for k in batch})
 
         with learner.autocast():
-            loss = lift(self._objective, 0, 0, dims, 0)(params, buffers, batch, memory)
+            loss, out = lift(self._objective, 0, 0, dims, 0)(params, buffers, batch, memory)
         grads = torch.autograd.grad(loss.sum(), list(params.values()), materialize_grads=True)
         grads = dict(zip(params, grads, strict=True))
+        if self.method.watches:
+            out.step = self._seen(params, grads)
         if self.method.has("direct") or self.options.clip is not None:
             fixed = {k: p.detach() for k, p in params.items()}
             with learner.autocast():
@@ -209,12 +240,21 @@ class Loop:
         self._descend(group, grads)
         if len(group) > 1:
             put_back(learner.buffers, group, buffers)
-        return loss.detach().reshape(-1)
+        else:
+            out = pytree.tree_map(lambda t: t[None], out)
+        return loss.detach().reshape(-1), out
 
-    def _objective(self, params, buffers, batch, memory) -> Tensor:
-        net = Net(self.learner.module, params, buffers, training=True)
+    def _objective(self, params, buffers, batch, memory) -> tuple[Tensor, Bag]:
+        net, batch = Net(self.learner.module, params, buffers, training=True), Bag(batch, out=Bag())
         loss = self.method.task(net, batch)
-        return loss + self.method.penalty(net, batch, memory) if self.method.has("penalty") else loss
+        if self.method.has("penalty"):
+            loss = loss + self.method.penalty(net, batch, memory)
+        return loss, pytree.tree_map(torch.detach, batch.out)
+
+    def _seen(self, params: dict, grads: dict) -> Bag:
+        """What a step starts from; an optimiser that we do not know may write into its gradients."""
+        kept = {k: g.clone() for k, g in grads.items()} if callable(self.options.optimizer) else grads
+        return Bag(before=Bag({k: p.detach().clone() for k, p in params.items()}), grads=Bag(kept))
 
     def _directed(self, grads, params, buffers, batch, memory) -> dict:
         grads = self.method.direct(grads, Net(self.learner.module, params, buffers, training=True), batch, memory)

@@ -36,6 +36,18 @@ def size(buffer: Bag) -> int:
     return sum(t[0, :1].numel() * t.element_size() * rows for k, t in buffer.items() if k != "seen")
 
 
+def placed(tree: Bag, device) -> Bag:
+    """A copy of nested Bags on a device, the counts that decide shapes on the host."""
+    return Bag(
+        {
+            name: placed(value, device)
+            if isinstance(value, dict)
+            else value.to("cpu" if name == "seen" else device, copy=True)
+            for name, value in tree.items()
+        }
+    )
+
+
 def reservoir_slots(seen: int, count: int, capacity: int, generator: torch.Generator) -> Tensor:
     """Where the next ``count`` samples go, ``[count]``; ``capacity`` itself means: not kept.
 
@@ -83,29 +95,58 @@ def draw(buffer: Bag, count: int, generators: list) -> Bag | None:
     return Bag({name: t[seed, picked] for name, t in buffer.items() if name != "seen"})
 
 
-def keep_balanced(buffer: Bag, group: Tensor, new_group: Tensor, generator: torch.Generator, **new: Tensor) -> Bag:
+def herd(features: Tensor, m: int) -> Tensor:
+    r"""The ``m`` samples whose running mean stays nearest to the mean of all (Rebuffi et al., 2017), in their order.
+
+    .. math:: p_k = \arg\min_x \Big\| \mu - \tfrac1k \Big(\phi(x) + \sum_{j<k} \phi(p_j)\Big) \Big\|
+
+    ``features`` ``[n, d]`` are taken as they are (iCaRL's have norm 1). Row numbers ``[min(m, n)]``, none twice;
+    of equally good rows, to rounding, the first. The first m' of them are those that ``herd(features, m')`` chooses.
+    """
+    n, features = len(features), features.double()
+    rounding = 64 * torch.finfo(features.dtype).eps * features.square().sum(1).amax()
+    mean, total = features.mean(0), torch.zeros_like(features[0])
+    taken, chosen = torch.zeros(n, dtype=torch.bool, device=features.device), []
+    for k in range(1, min(m, n) + 1):
+        distance = (k * mean - total - features).square().sum(1).masked_fill(taken, torch.inf)
+        best = (distance <= distance.amin() + k * rounding).int().argmax()  # the first of equals
+        taken[best] = True
+        total = total + features[best]
+        chosen.append(best)
+    return torch.stack(chosen) if chosen else torch.zeros(0, dtype=torch.int64, device=features.device)
+
+
+def keep_balanced(
+    buffer: Bag,
+    group: Tensor,
+    new_group: Tensor,
+    generator: torch.Generator,
+    order: Tensor | None = None,
+    **new: Tensor,
+) -> Bag:
     """One seed's buffer after a task, with equal shares for all groups (classes, or classes of a domain).
 
     ``buffer`` ``[M+1, …]`` and ``new`` ``[n, …]`` hold candidates whose groups are ``group`` ``[M+1]`` and
     ``new_group`` ``[n]``. With G groups each keeps ⌊M/G⌋ samples: the first of its old rows, or a random
-    subset of the new ones; a group with fewer keeps all it has.
+    subset of the new ones, or the first in ``order``, row numbers of ``new``; a group with fewer keeps all it has.
     """
     rows = capacity(Bag(x=buffer.x[None]))
     held = min(int(buffer.seen), rows)
-    shuffled = torch.randperm(len(new_group), generator=generator, device=generator.device)
-    groups = torch.cat([group[:held], new_group[shuffled]])
+    if order is None:
+        order = torch.randperm(len(new_group), generator=generator, device=generator.device)
+    groups = torch.cat([group[:held], new_group[order]])
     quota = rows // len(groups.unique())
     if quota == 0:
         raise InputError(
             f"memory={rows} cannot hold one sample of each of {len(groups.unique())} classes: raise memory."
         )
-    order = groups.argsort(stable=True)
+    sorting = groups.argsort(stable=True)
     ranks = torch.arange(len(groups), device=groups.device)
-    starts = torch.searchsorted(groups[order], groups[order])
-    kept = order[ranks - starts < quota].sort().values
+    starts = torch.searchsorted(groups[sorting], groups[sorting])
+    kept = sorting[ranks - starts < quota].sort().values
     out = Bag(seen=torch.tensor(len(kept)))
     for name, values in new.items():
-        candidates = torch.cat([buffer[name][:held], values[shuffled].to(buffer[name].dtype)])
+        candidates = torch.cat([buffer[name][:held], values[order].to(buffer[name].dtype)])
         out[name] = torch.zeros_like(buffer[name])
         out[name][: len(kept)] = candidates[kept]
     return out

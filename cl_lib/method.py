@@ -26,13 +26,16 @@ class Method:
 
     Every hook below is optional. Hooks that see one model get a :class:`~cl_lib.net.Net`; ``memory`` is the
     method's own :class:`~cl_lib.net.Bag` of tensors, empty at first. The hooks that run in every step
-    (``task``, ``penalty``, ``direct``) are pure functions of their arguments and are mapped over the seeds.
+    (``task``, ``penalty``, ``direct``) are pure functions of their arguments and are mapped over the seeds;
+    what ``task`` and ``penalty`` put into ``batch.out`` (logits, say) is there for ``after_step``, detached.
 
     Class attributes: ``key`` (registry key, the class's name in lower case unless stated as
     ``class Name(Method, key="…")``), ``family``, ``scenarios`` it can serve, ``poor`` (scenario -> why it is
     known to do badly there: a warning), ``neutral`` (parameters that make it exactly fine-tuning), ``helps``
     (scenario -> parameters with which it beats fine-tuning on a small stream, as its paper says: a test),
-    ``stacked`` (False: its seeds run one after another), ``citation``, ``cost`` (extra passes, memory, growth).
+    ``stacked`` (False: its seeds run one after another), ``watches`` (True: ``after_step`` finds in ``batch.step``
+    the parameters ``before`` and ``after`` the step and the gradient ``grads`` of ``task`` + ``penalty``, before
+    ``direct`` and clipping; all ``[G, …]`` by name), ``citation``, ``cost`` (extra passes, memory, growth).
     """
 
     key: ClassVar[str]
@@ -42,6 +45,7 @@ class Method:
     neutral: ClassVar[dict | None] = None
     helps: ClassVar[dict[str, dict]] = {}
     stacked: ClassVar[bool] = True
+    watches: ClassVar[bool] = False
     citation: ClassVar[str] = ""
     cost: ClassVar[str] = ""
 
@@ -81,7 +85,10 @@ class Method:
         return memory
 
     def after_task(self, net, task, memory) -> Bag:
-        """Called once a task and seed, after training; returns the new memory."""
+        """Called once a task and seed, after training; returns the new memory.
+
+        Its tensors may change shape between tasks; those smaller than another seed's are filled up with zeros.
+        """
         return memory
 
     def predict(self, net, x, memory):

@@ -44,8 +44,9 @@ class Net:
     """The network f_θ as a function of parameters that somebody else owns.
 
     A `Net` lives for one step. It remembers its last forward pass: asking again for the same tensor `x` costs
-    nothing and moves batch-norm statistics only once. Everything works under `torch.func.vmap` over a seed
-    axis; train-mode batch norm then writes into `buffers` in place.
+    nothing and moves batch-norm statistics only once. In training, where the graph keeps them alive anyway, all
+    passes of the step are remembered: methods that are added together share those on the same `x`. Everything
+    works under `torch.func.vmap` over a seed axis; train-mode batch norm then writes into `buffers` in place.
 
     Arguments:
         module: supplies the code; its own parameters are not used.
@@ -64,12 +65,18 @@ class Net:
         self.module, self.params, self.buffers, self.training = module, params, buffers, training
         self._x = self._logits = self._features = None
         self._has_graph = False
+        self._earlier: dict[int, tuple] = {}
 
     def __call__(self, x: Tensor) -> Tensor:
         """Logits [B, C] of a batch x [B, …]."""
+        if x is not self._x and id(x) in self._earlier:
+            self._x, self._logits, self._features = self._earlier[id(x)]
+            self._has_graph = True
         # what was computed without a graph must not serve a caller who needs one
         if x is not self._x or (torch.is_grad_enabled() and not self._has_graph):
             self._forward(x)
+            if self.training and self._has_graph:
+                self._earlier[id(x)] = x, self._logits, self._features
         return self._logits
 
     def features(self, x: Tensor) -> Tensor:

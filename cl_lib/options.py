@@ -1,10 +1,15 @@
 """How to train: every setting that decides a run's numbers, apart from method, stream and seeds."""
 
 import dataclasses
+import functools
 import hashlib
-from collections.abc import Callable
+import inspect
+import re
+import types
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -43,34 +48,41 @@ class Options:
     on_divergence: str = "raise"
 
     def __post_init__(self):
-        object.__setattr__(self, "hidden", tuple(self.hidden))
-        if any(not isinstance(width, int) or width < 1 for width in self.hidden):
-            raise InputError(f"hidden={self.hidden} must be widths of layers, whole numbers of 1 or more.")
+        for field in dataclasses.fields(self):
+            object.__setattr__(self, field.name, plain(getattr(self, field.name)))
+        given = self.hidden
+        object.__setattr__(self, "hidden", tuple(given) if isinstance(given, Iterable) else (given,))
+        if any(type(width) is not int or width < 1 for width in self.hidden):
+            raise InputError(f"hidden={given!r} must be widths of layers, whole numbers of 1 or more.")
         for name, low in (("epochs", 1), ("batch_size", 1), ("patience", 1)):
             value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < low):
+            optional = Options.__dataclass_fields__[name].default is None and value is None
+            if not optional and (type(value) is not int or value < low):
                 raise InputError(f"{name}={value!r} must be a whole number, {low} or more.")
         for name, low in (("lr", 0), ("momentum", 0), ("weight_decay", 0), ("clip", 0)):
             value = getattr(self, name)
-            if value is not None and not (isinstance(value, int | float) and low <= value < float("inf")):
+            optional = Options.__dataclass_fields__[name].default is None and value is None
+            if not optional and not (type(value) in (int, float) and low <= value < float("inf")):
                 raise InputError(f"{name}={value!r} must be a finite number, {low} or more.")
         for name, known in (
             ("loss_over", ("seen", "present", "all")),
             ("dtype", DTYPES),
             ("on_divergence", ("raise", "drop")),
         ):
-            if getattr(self, name) not in known:
+            if getattr(self, name) not in list(known):
                 raise suggest(getattr(self, name), known, name)
-        if isinstance(self.optimizer, str) and self.optimizer not in OPTIMIZERS:
+        if not callable(self.optimizer) and self.optimizer not in list(OPTIMIZERS):
             raise suggest(self.optimizer, OPTIMIZERS, "optimizer")
         if self.momentum and self.optimizer in ("adam", "adamw"):
             raise InputError(f"momentum={self.momentum} belongs to sgd; {self.optimizer} has its own: leave it out.")
-        if isinstance(self.schedule, str) and self.schedule != "cosine":
+        if isinstance(self.schedule, dict):
+            if "milestones" not in self.schedule or {*self.schedule} - {"milestones", "gamma"}:
+                raise InputError(
+                    f'schedule={self.schedule} needs "milestones", the epochs at which lr is multiplied by "gamma", '
+                    "and takes nothing else."
+                )
+        elif self.schedule not in (None, "cosine") and not callable(self.schedule):
             raise suggest(self.schedule, ["cosine"], "schedule")
-        if isinstance(self.schedule, dict) and "milestones" not in self.schedule:
-            raise InputError(
-                f'schedule={self.schedule} needs "milestones", the epochs at which lr is multiplied by "gamma".'
-            )
 
     def make_optimizer(self, parameters: list, capturable: bool) -> torch.optim.Optimizer:
         """A fresh optimiser over leaf tensors; with ``capturable`` its step can stand in a CUDA graph."""
@@ -96,32 +108,49 @@ class Options:
         return {f.name: identify(getattr(self, f.name)) for f in dataclasses.fields(self)}
 
 
+def plain(value):
+    """NumPy's numbers and arrays as Python's own, so that equal settings look alike."""
+    if isinstance(value, np.generic):
+        return value.item()
+    return value.tolist() if isinstance(value, np.ndarray) else value
+
+
 def identify(value):
-    """A plain value that is equal for equal settings: code for functions, weights for modules."""
+    """A plain value that is equal for equal settings: code for functions and classes, weights for modules."""
+    value = plain(value)
     if isinstance(value, nn.Module):
-        digest = hashlib.sha256(repr(value).encode())
+        digest = hashlib.sha256(_text([repr(value), *sorted({_text(_code(type(m))) for m in value.modules()})]))
         for name, tensor in value.state_dict().items():
             digest.update(
                 name.encode() + tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
             )
         return f"{type(value).__name__}:{digest.hexdigest()[:16]}"
     if callable(value):
-        name = f"{getattr(value, '__module__', '?')}.{getattr(value, '__qualname__', repr(value))}"
-        code = getattr(value, "__code__", None)
-        seen = (
-            [
-                code.co_code,
-                code.co_consts,
-                code.co_names,
-                value.__defaults__,
-                value.__closure__ and [cell.cell_contents for cell in value.__closure__],
-            ]
-            if code
-            else name
-        )
-        return f"{name}:{hashlib.sha256(repr(seen).encode()).hexdigest()[:16]}"
+        name = f"{getattr(value, '__module__', '?')}.{getattr(value, '__qualname__', type(value).__name__)}"
+        return f"{name}:{hashlib.sha256(_text(_code(value))).hexdigest()[:16]}"
     if isinstance(value, list | tuple):
         return [identify(v) for v in value]
     if isinstance(value, dict):
         return {k: identify(v) for k, v in value.items()}
+    return value
+
+
+def _text(value) -> bytes:
+    """A representation without addresses in memory, which differ from process to process."""
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(value)).encode()
+
+
+def _code(value):
+    """What a function, a class or a partial application does, without the place where it was written."""
+    if isinstance(value, functools.partial):
+        return [_code(value.func), identify(value.args), identify(value.keywords)]
+    if isinstance(value, types.CodeType):
+        return [value.co_code, value.co_names, [_code(c) for c in value.co_consts]]
+    if inspect.isclass(value):
+        return [value.__qualname__, {k: _code(f) for k, f in vars(value).items() if inspect.isfunction(f)}]
+    if inspect.ismethod(value):
+        return [_code(value.__func__), value.__self__]
+    if inspect.isfunction(value):
+        cells = [identify(cell.cell_contents) for cell in value.__closure__ or ()]
+        return [_code(value.__code__), identify(value.__defaults__), identify(value.__kwdefaults__), cells]
     return value

@@ -108,10 +108,11 @@ def digest(config: dict, seeds: tuple[int, ...]) -> str:
 
 def save_checkpoint(learner: Learner, path) -> None:
     """Write the learner's state between two tasks to one file, whole or not at all."""
-    tensors = {name: t.cpu().contiguous() for name, t in flatten(learner.state())}
+    state = learner.state()
+    tensors, empty = {name: t.cpu().contiguous() for name, t in flatten(state)}, json.dumps(list(hollow(state)))
     identity = json.dumps([learner.config(), learner.seeds], sort_keys=True, default=str)
     with replacing(path) as temporary:
-        save_file(tensors, temporary, metadata={"format": "cl_lib checkpoint 1", "identity": identity})
+        save_file(tensors, temporary, metadata={"format": "cl_lib checkpoint 1", "identity": identity, "empty": empty})
 
 
 def load_checkpoint(learner: Learner, path) -> None:
@@ -120,7 +121,7 @@ def load_checkpoint(learner: Learner, path) -> None:
     Raises ``InputError`` for a file that is no checkpoint, or that of another configuration.
     """
     try:
-        with safe_open(path, framework="pt", device=str(learner.device)) as file:
+        with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a dict
     except (SafetensorError, OSError) as error:
@@ -133,7 +134,7 @@ def load_checkpoint(learner: Learner, path) -> None:
             f"{path} is the checkpoint of another run: {', '.join(differing)} differ. Give the same "
             "settings, or another folder, or start anew."
         )
-    learner.load_state(unflatten(tensors))
+    learner.load_state(unflatten(tensors, json.loads(header.get("empty", "[]"))))
 
 
 def flatten(tree: Bag, above: str = ""):
@@ -145,12 +146,21 @@ def flatten(tree: Bag, above: str = ""):
             yield f"{above}{name}", value
 
 
-def unflatten(tensors: dict) -> Bag:
+def hollow(tree: Bag, above: str = ""):
+    """The paths of the Bags that hold no tensor, each with a slash at its end."""
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            yield from hollow(value, f"{above}{name}/") if value else [f"{above}{name}/"]
+
+
+def unflatten(tensors: dict, empty=()) -> Bag:
+    """The nested Bags of :func:`flatten` and :func:`hollow`."""
     tree = Bag()
-    for path, tensor in tensors.items():
+    for path, tensor in [*tensors.items(), *dict.fromkeys(empty).items()]:
         *above, name = path.split("/")
         node = tree
         for step in above:
             node = node.setdefault(step, Bag())
-        node[name] = tensor
+        if name:
+            node[name] = tensor
     return tree

@@ -70,14 +70,14 @@ def test_compare_sets_parameters_of_each(capsys, tmp_path):
         "--set",
         "strength=2",
         "ewc.fisher_samples=20",
-        "er.memory=9",
+        "er.memory=12",
     )
     assert status == 0 and "ewc" in out and "er" in out
     configs = {r.method: r for r in map(cl_lib.Result.load, tmp_path.glob("*.safetensors"))}
     assert configs["ewc"].config["parameters"]["strength"] == 2 == configs["er"].config["parameters"]["strength"]
     assert (
         configs["ewc"].config["parameters"]["fisher_samples"] == 20
-        and configs["er"].config["parameters"]["memory"] == 9
+        and configs["er"].config["parameters"]["memory"] == 12
     )
     assert configs["er"].seeds == (3,)
 

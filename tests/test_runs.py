@@ -130,7 +130,7 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path):
     save_checkpoint(learner, tmp_path / "c")
     for other, what in (
         (Learner("er", stream(), **QUICK | {"lr": 0.03}), "lr differ"),
-        (Learner("er", stream(), memory=7, **QUICK), "parameters differ"),
+        (Learner("er", stream(), memory=70, **QUICK), "parameters differ"),
         (Learner("finetune", stream(), **QUICK), "method"),
         (Learner("er", stream(), seeds=2, **QUICK), "seeds differ"),
         (Learner("er", stream(per_class=11), **QUICK), "stream differ"),

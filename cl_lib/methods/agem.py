@@ -5,6 +5,7 @@ import torch
 from cl_lib.functional import cross_entropy
 from cl_lib.method import Method
 from cl_lib.methods.er import draw_replay, start_buffer
+from cl_lib.methods.gem import warn_unless_plain
 from cl_lib.net import Bag
 
 
@@ -33,6 +34,10 @@ class AGEM(Method):
     neutral = {"memory": 0}
     citation = "Chaudhry et al., 2019, ICLR, arXiv:1812.00420, equation 11"
     cost = "each step: forward and backward pass of replay_batch samples; memory: the buffer; constant in the tasks"
+
+    def check(self, learner):
+        if self.memory:
+            warn_unless_plain(self, learner, momentum=True)
 
     def start(self, learner):
         return Bag(buffer=start_buffer(learner, self.memory))

@@ -1,0 +1,192 @@
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch.optim.adam import adam
+
+from cl_lib.errors import InputError
+from cl_lib.functional import cross_entropy, masked
+from cl_lib.loop import over_seeds
+from cl_lib.method import Method
+from cl_lib.net import Bag
+
+
+@dataclass
+class DGR(Method):
+    r"""Deep generative replay: a generator dreams up the past, the previous classifier names what it dreams.
+
+    .. math:: \mathcal L(\theta) = \tfrac1N\, \mathcal L(B_{new})
+              + \big(1 - \tfrac1N\big)\, \mathrm{CE}\big(f_\theta(\hat x),\, \hat y\big), \qquad
+              \hat x \sim G_{N-1}, \quad \hat y = \arg\max f_{N-1}(\hat x)
+
+    .. math:: \mathcal L_G = \tfrac1N\, \mathcal V(B_{new}) + \big(1 - \tfrac1N\big)\, \mathcal V(\hat x), \qquad
+              \mathcal V(x) = \mathrm{BCE}(x,\, D(z)) + \mathrm{KL}\big(q(z | x) \,\|\, \mathcal N(0, 1)\big)
+
+    N counts the tasks up to the current one. G is a variational autoencoder of two hidden layers of ``width`` on
+    either side and ``latent`` numbers between, trained beside the classifier, ``generator_steps`` of Adam for each
+    of its steps, on the same samples, un-augmented; G_{N−1} and f_{N−1} are copies made when the last task ended.
+    Inputs are scaled to [0, 1] by each channel's extremes in the first task. No sample is stored.
+
+    With a ``temperature`` τ the replayed targets are soft: τ² · cross-entropy between softmaxes at τ, in which the
+    rows that the old classifier had not met have probability 0. In task-incremental learning every old head names
+    each dream, and the mean over the heads counts: a generator does not know tasks.
+
+    The random numbers are the method's own, so the first task is exactly fine-tuning.
+
+    Where papers and code disagree: Shin et al. train a GAN, task after task in turn with the classifier; van de Ven &
+    Tolias train a VAE beside it, as here. Dense layers suit small grey images; natural ones need more.
+
+    Cost: each step also generates and passes over ``replay_batch`` samples and trains the generator on both; memory:
+    the generator, its copy and Adam's moments, one copy of the classifier; constant in the tasks.
+    """
+
+    temperature: float | None = None  # τ of soft targets; None: hard labels
+    replay_batch: int | None = None  # None: as large as the batch
+    width: int = 400  # hidden units of each layer of encoder and decoder
+    latent: int = 100  # numbers in z
+    generator_rate: float = 1e-3  # of Adam
+    generator_steps: int = 1  # for each of the classifier's
+
+    family = "replay"
+    helps = {  # a generator needs more than the few steps of a small stream
+        "class": {
+            "temperature": 2.0,
+            "replay_batch": 20,
+            "width": 64,
+            "latent": 8,
+            "generator_rate": 5e-3,
+            "generator_steps": 10,
+        }
+    }
+    citation = "Shin et al., 2017, NeurIPS, arXiv:1705.08690; van de Ven & Tolias, 2018, arXiv:1809.10635"
+    cost = "each step: replay_batch more samples, a step of the generator on both; memory: 4 generators, 1 network"
+
+    def check(self, learner):
+        for name in ("width", "latent", "replay_batch", "generator_steps"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(f"{name}={value} must be 1 or more.")
+        if self.temperature is not None and self.temperature <= 0:
+            raise InputError(f"temperature={self.temperature} must be above 0; leave it out for hard labels.")
+
+    def start(self, learner):
+        x, _ = learner.example()
+        sizes = autoencoder(x.numel(), self.width, self.latent)
+        weights = Bag()
+        for name, shape in sizes.items():
+            # as nn.Linear does it: uniform within 1/√(inputs)
+            reach = 1 / math.sqrt(sizes[name.replace("bias", "weight")][1])
+            drawn = [torch.rand(shape, generator=g, device=g.device) for g in learner.generators["method"]]
+            weights[name] = ((2 * torch.stack(drawn) - 1) * reach).to(learner.dtype)
+        zeros = lambda: Bag({name: torch.zeros_like(w) for name, w in weights.items()})
+        steps = torch.zeros(len(learner.seeds), len(sizes), device=learner.device)
+        return Bag(generator=weights, moment=zeros(), square=zeros(), steps=steps)
+
+    def before_task(self, net, task, memory):
+        if task.index > 0:
+            return memory
+        x, _ = task.data()
+        low, high = (extreme(x.flatten(2), dim=(0, 2))[:, None, None] for extreme in (torch.amin, torch.amax))
+        return Bag(memory, low=low, span=(high - low).clamp_min(1e-6))
+
+    def before_step(self, learner, batch, memory):
+        if "old" not in memory:
+            return
+        count = batch.x.shape[1] if self.replay_batch is None else self.replay_batch
+        z = self.noise(learner, batch.seeds, count)
+        with torch.no_grad():
+            batch.dreams = over_seeds(decode, memory.old, z).sigmoid()  # [G, count, pixels], in [0, 1]
+
+    def task(self, net, batch):
+        return super().task(net, batch) / (batch.task_index + 1)
+
+    def penalty(self, net, batch, memory):
+        if "dreams" not in batch:
+            return 0.0
+        x = memory.low + memory.span * batch.dreams.view(-1, *batch.x.shape[1:])
+        with torch.no_grad():
+            teacher = net.frozen(memory.teacher)(x)
+        logits, rows = net(x), torch.arange(teacher.shape[-1], device=x.device)
+        losses = []
+        for head in batch.heads:
+            taught = (rows >= head.start) & (rows < head.stop)
+            counted = taught if len(batch.heads) > 1 or batch.rows is None else taught | batch.rows
+            losses.append(relearn(logits, teacher, taught, counted, self.temperature))
+        return batch.task_index / (batch.task_index + 1) * torch.stack(losses).mean()
+
+    def after_step(self, learner, batch, memory):
+        """Adam's steps for every seed's generator, in place."""
+        low, span = (t[:, None] for t in (memory.low, memory.span))
+        x, N = ((batch.raw - low) / span).clamp(0, 1).flatten(2), batch.task_index + 1
+        weight = x.new_full(x.shape[:2], 1 / (N * x.shape[1]))
+        if "dreams" in batch:
+            dreams = batch.dreams.flatten(2)
+            weight = torch.cat([weight, x.new_full(dreams.shape[:2], (1 - 1 / N) / dreams.shape[1])], 1)
+            x = torch.cat([x, dreams], 1)
+        each = lambda tensors: [t[g] for g in range(len(x)) for t in tensors.values()]
+        state = [each(t) for t in (memory.moment, memory.square)]
+        for _ in range(self.generator_steps):
+            weights = Bag({name: w.detach().requires_grad_() for name, w in memory.generator.items()})
+            loss = over_seeds(bound, weights, x, weight, self.noise(learner, batch.seeds, x.shape[1]))
+            grads = torch.autograd.grad(loss.sum(), list(weights.values()))
+            grads = {name: g.contiguous() for name, g in zip(weights, grads, strict=True)}
+            adam(
+                each(memory.generator), each(grads), *state, [], list(memory.steps.flatten()), fused=True,
+                amsgrad=False, maximize=False, weight_decay=0.0, beta1=0.9, beta2=0.999, eps=1e-8,
+                lr=self.generator_rate,
+            )  # fmt: skip
+
+    def after_task(self, net, task, memory):
+        copy = Bag({name: w.clone() for name, w in memory.generator.items()})
+        return Bag(memory, old=copy, teacher=net.snapshot())
+
+    def noise(self, learner, seeds, count: int):
+        """z ~ N(0, 1) of each seed's own, ``[G, count, latent]``."""
+        generators = [learner.generators["method"][s] for s in seeds]
+        drawn = [torch.randn(count, self.latent, generator=g, device=g.device) for g in generators]
+        return torch.stack(drawn).to(learner.dtype)
+
+
+def autoencoder(pixels: int, width: int, latent: int) -> dict[str, tuple]:
+    """Shapes of the generator's weights: encoder to mean and log-variance of z, decoder to logits of pixels."""
+    sizes = {
+        "encoder": (pixels, width, width, 2 * latent),
+        "decoder": (latent, width, width, pixels),
+    }
+    return {
+        f"{part}.{layer}.{kind}": (units[layer + 1], units[layer])[: 2 if kind == "weight" else 1]
+        for part, units in sizes.items()
+        for layer in range(3)
+        for kind in ("weight", "bias")
+    }
+
+
+def layers(weights: Bag, part: str, x):
+    for layer in range(3):
+        x = F.linear(x, weights[f"{part}.{layer}.weight"], weights[f"{part}.{layer}.bias"])
+        x = x.relu() if layer < 2 else x
+    return x
+
+
+def decode(weights: Bag, z):
+    """Logits of pixels ``[B, pixels]`` for z ``[B, latent]``."""
+    return layers(weights, "decoder", z)
+
+
+def bound(weights: Bag, x, weight, noise):
+    """The negative evidence bound of pixels x ``[B, pixels]`` in [0, 1], in nats, summed with ``weight`` ``[B]``."""
+    mean, log_variance = layers(weights, "encoder", x).chunk(2, -1)
+    logits = decode(weights, mean + (log_variance / 2).exp() * noise)
+    error = F.binary_cross_entropy_with_logits(logits, x, reduction="none").sum(-1)
+    divergence = (mean.square() + log_variance.exp() - 1 - log_variance).sum(-1) / 2
+    return (weight * (error + divergence)).sum()
+
+
+def relearn(logits, teacher, taught, counted, temperature: float | None):
+    """The loss on replayed samples that the teacher names among the rows ``taught``, over the rows ``counted``."""
+    if temperature is None:
+        return cross_entropy(logits, masked(teacher, taught).argmax(-1), counted)
+    q = masked(teacher / temperature, taught).softmax(-1)
+    log_p = masked(logits / temperature, counted).log_softmax(-1)
+    return -(temperature**2) * (q * log_p).sum(-1).mean()

@@ -1,0 +1,219 @@
+import warnings
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.func import grad, vmap
+
+from cl_lib.errors import InputError
+from cl_lib.functional import cross_entropy
+from cl_lib.learner import PoorPairing
+from cl_lib.method import Method
+from cl_lib.net import Bag, Net
+
+
+@dataclass
+class GEM(Method):
+    r"""Gradient episodic memory: no step may, to first order, raise the loss on any old task's memory.
+
+    .. math:: \tilde g = g + G^\top v, \qquad
+              v = \arg\min_{v \ge \gamma} \tfrac12 v^\top (G G^\top + \varepsilon I)\, v + (G g)^\top v
+              \qquad\text{if some } (G g)_k < 0, \qquad \tilde g = g \text{ otherwise}
+
+    g is the gradient of the new batch; row k of G [k, P] is that of old task k on its whole memory, all parameters as
+    one vector. For γ = ε = 0 g̃ is the vector closest to g with G g̃ ≥ 0: one constraint gives A-GEM's formula. γ
+    (``margin``) bounds the dual variables from below, not the products: it turns g̃ towards the old gradients even
+    where a constraint is slack. What is promised is ⟨g̃, g_k⟩ ≥ −ε v_k. The programme of size k is solved to
+    rounding by an active-set method, for all seeds at once.
+
+    ``memory`` is the number of samples in all: each task has a ring of ⌊M/T⌋ that holds the last samples it was
+    trained on, none twice. The constraints are those of past tasks only.
+
+    Where paper and code disagree: the code adds ε = 1e-3 to the diagonal, whatever the gradients' size, so that small
+    ones are hardly corrected; ε is relative here, ``ridge`` · tr(G Gᵀ)/k, unless ``relative=False``. Its ring drops
+    what overflows its end and keeps its place from task to task; here each task begins anew. Its old gradients are
+    those of training mode; here they are of evaluation mode, without dropout and with the statistics that the
+    network is tested with.
+
+    The promise holds for plain SGD: momentum, weight decay and Adam step along other directions than g̃, and
+    batch-norm statistics move with the new data whatever the step is.
+
+    Cost: each step one pass over the whole memory, k gradients at once and their k × k products; grows with the tasks
+    as the paper's does. Memory: the ring buffers, M samples in all.
+    """
+
+    memory: int = 200  # M, samples in all
+    margin: float = 0.5  # γ, the least value of a dual variable
+    ridge: float = 1e-3  # ε
+    relative: bool = True  # ε in units of the mean of ‖g_k‖²
+
+    family = "replay"
+    helps = {"domain": {}}
+    neutral = {"memory": 0}
+    citation = "Lopez-Paz & Ranzato, 2017, NeurIPS, arXiv:1706.08840, equation 11"
+    cost = "each step: a pass over the whole memory and one gradient per old task; memory: the buffer; grows with tasks"
+
+    def check(self, learner):
+        for name in ("memory", "margin", "ridge"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise InputError(f"{name}={getattr(self, name)} must be a finite number, 0 or more.")
+        if 0 < self.memory < learner.stream.tasks:
+            raise InputError(
+                f"memory={self.memory} cannot hold one sample of each of {learner.stream.tasks} tasks: raise memory."
+            )
+        if self.memory:
+            warn_unless_plain(self, learner, momentum=True)
+
+    def start(self, learner):
+        share = self.memory // learner.stream.tasks
+        if share == 0:
+            return Bag()
+        x, y = learner.example()
+        old = Bag({k: t.new_zeros(len(learner.seeds), 0, share, *t.shape) for k, t in {"x": x, "y": y}.items()})
+        return Bag(old, held=y.new_zeros(len(learner.seeds), 0))
+
+    def before_task(self, net, task, memory):
+        """An empty ring for the new task, no larger than the task: it then holds no sample twice."""
+        if not memory:
+            return memory
+        size = min(memory.x.shape[1], len(task.learner.stream.indices(task.seed, task.index)))
+        ring = Bag({k: memory[k].new_zeros(memory[k].shape[1:]) for k in ("x", "y")})
+        return Bag(memory, ring=Bag(ring, size=torch.tensor(size), offered=torch.tensor(0)))
+
+    def before_step(self, learner, batch, memory):
+        if "x" not in memory or memory.x.shape[1] == 0:
+            return
+        groups, tasks = memory.x.shape[:2]
+        of = torch.arange(tasks, device=memory.x.device).expand(groups, -1)
+        rows = learner.rows_of(of, batch.seen)  # [G, k, C]
+        if rows is not None:
+            batch.old_rows = rows
+
+    def after_step(self, learner, batch, memory):
+        if "ring" not in memory:
+            return
+        ring = memory.ring
+        count = min(batch.y.shape[1], int(ring.size.min()))
+        place = (ring.offered[:, None] + torch.arange(count)) % ring.size[:, None]  # [G, count]
+        place, seed = place.to(ring.x.device), torch.arange(len(place), device=ring.x.device)[:, None]
+        ring.x[seed, place], ring.y[seed, place] = batch.raw[:, -count:], batch.y[:, -count:]
+        ring.offered += count
+
+    def after_task(self, net, task, memory):
+        if not memory:
+            return memory
+        ring = memory.ring
+        old = {k: torch.cat([memory[k], ring[k][None]]) for k in ("x", "y")}
+        return Bag(old, held=torch.cat([memory.held, ring.size[None].to(memory.held)]))
+
+    def direct(self, grads, net, batch, memory):
+        if "x" not in memory or memory.x.shape[0] == 0:
+            return grads
+        old = gradients(net, memory, batch.get("old_rows"))
+        return project(grads, old, self.margin, self.ridge, self.relative)
+
+
+def gradients(net, memory: Bag, rows: Tensor | None) -> dict:
+    """One gradient for each old task on its whole memory, ``[k, …]``, in one pass over all of them."""
+
+    def loss(params, x, y, held, rows):
+        each = cross_entropy(Net(net.module, params, net.buffers, False)(x), y, rows, reduction="none")
+        return (each * (torch.arange(len(y), device=y.device) < held)).sum() / held
+
+    dims = (None, 0, 0, 0, None if rows is None else 0)
+    return vmap(grad(loss), in_dims=dims)(net.params, memory.x, memory.y, memory.held, rows)
+
+
+def project(grads: dict, old: dict, margin: float = 0.0, ridge: float = 0.0, relative: bool = True) -> dict:
+    """g̃ = g + Gᵀv, or g where no constraint is violated. Tensors g by name, and G likewise with an axis of tasks."""
+    rows = [(g.flatten(), old[name].flatten(1)) for name, g in grads.items()]
+    with torch.autocast(rows[0][0].device.type, enabled=False):
+        gram = sum(G @ G.mT for _, G in rows)
+        dots = sum(G @ g for g, G in rows)
+        v = dual(gram, dots, margin, ridge, relative).to(dots.dtype)
+        v = torch.where((dots < 0).any(), v, 0.0)
+        return {name: (g + v @ G).view_as(grads[name]) for name, (g, G) in zip(grads, rows, strict=True)}
+
+
+def dual(gram: Tensor, dots: Tensor, margin: float = 0.0, ridge: float = 0.0, relative: bool = True) -> Tensor:
+    """arg min over v ≥ γ of ½ vᵀ(Q + εI)v + qᵀv for Q = G Gᵀ ``[…, k, k]`` and q = G g ``[…, k]``, in float64."""
+    floor = 16 * torch.finfo(gram.dtype).eps  # parallel gradients make Q singular
+    Q, q = gram.double(), dots.double()
+    eye = torch.eye(q.shape[-1], dtype=Q.dtype, device=Q.device)
+    size = Q.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None] if relative else 1.0
+    Q = Q + ridge * size * eye
+    # in units in which every gradient has length 1, so that a short one counts as much as a long one
+    length = Q.diagonal(dim1=-2, dim2=-1).sqrt()
+    unit = torch.where(length > 0, 1 / length, 0.0)
+    scaled = Q * unit[..., :, None] * unit[..., None, :] + (floor + (length == 0)[..., None]) * eye
+    return margin + unit * _Nonnegative.apply(scaled, unit * (q + margin * Q.sum(-1)))
+
+
+class _Nonnegative(torch.autograd.Function):
+    """:func:`nonnegative` as vmap sees it: one call for all seeds. It has no gradient."""
+
+    @staticmethod
+    def forward(Q, c):
+        return nonnegative(Q, c)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.mark_non_differentiable(output)
+
+    @staticmethod
+    def vmap(info, dims, Q, c):
+        return _Nonnegative.apply(Q.movedim(dims[0], 0), c.movedim(dims[1], 0)), 0
+
+
+def nonnegative(Q: Tensor, c: Tensor, pivots: int | None = None) -> Tensor:
+    """arg min over u ≥ 0 of ½ uᵀQu + cᵀu for a positive definite Q ``[…, k, k]`` and c ``[…, k]``.
+
+    The active-set method of Lawson and Hanson (1974): u goes towards the minimum over the free u_i; the first that
+    would become negative on the way is fixed at 0, or, if none does, the u_i whose slope is steepest is set free.
+    The sum never rises, and when nothing changes any more u is the solution to rounding. The tableau [Q, c] swept
+    over the free indices holds that minimum and the slopes in its last column; each change is one rank-1 update.
+
+    The number of pivots is fixed, so that nothing waits for the device, at more than random programmes were seen to
+    need (1.5 k); those that are not needed change nothing. On a CPU, where nobody waits, they are left out.
+    """
+    k, on_cpu = c.shape[-1], c.device.type == "cpu"
+    tableau = torch.cat([Q, c[..., None]], -1)  # [..., k, k+1]
+    u, free = torch.zeros_like(c), torch.zeros_like(c, dtype=torch.bool)
+    slack = 1e-11 * c.abs().amax(-1, keepdim=True)
+    for _ in range(2 * k + 6 if pivots is None else pivots):
+        last = tableau[..., -1]
+        target = torch.where(free, -last, 0.0)  # the minimum over the free
+        stops = free & (target <= 0)
+        share, stopping = torch.where(stops, u / (u - target).clamp_min(1e-300), torch.inf).min(-1, keepdim=True)
+        apart = tableau.diagonal(dim1=-2, dim2=-1) > 1e-9  # not a combination of the free ones
+        slope, steepest = torch.where(apart & ~free, last, torch.inf).min(-1, keepdim=True)
+        stopped = share <= 1
+        changes = stopped | (slope < -slack)
+        u = torch.where(stopped, u + share.clamp(max=1.0) * (target - u), target)
+        if on_cpu and not changes.any():
+            break
+        i = torch.where(stopped, stopping, steepest)  # [..., 1]
+        own = torch.zeros_like(c).scatter(-1, i, 1.0)
+        row = tableau.gather(-2, i[..., None].expand(*i.shape, k + 1))  # [..., 1, k+1]
+        column = tableau.gather(-1, i[..., None, :].expand(*c.shape, 1))  # [..., k, 1]
+        pivot = torch.where(changes[..., None], row.gather(-1, i[..., None]), 1.0)
+        row, column = row + F.pad(own, (0, 1))[..., None, :], column - own[..., None]
+        tableau = tableau - changes[..., None] * (column / pivot) * row
+        swapped = changes & (own > 0)
+        free, u = free ^ swapped, torch.where(swapped, 0.0, u)
+    return u
+
+
+def warn_unless_plain(method: Method, learner, momentum: bool) -> None:
+    """Warn where the optimiser does not step along the direction for which the method gives its guarantee."""
+    o = learner.options
+    broken = [f"{name}={getattr(o, name)}" for name in ("momentum", "weight_decay")[not momentum :] if getattr(o, name)]
+    broken += [f"optimizer={o.optimizer!r}"] if o.optimizer in ("adam", "adamw") else []
+    if broken:
+        warnings.warn(
+            f"{method.key} promises something about its own direction only, and {' and '.join(broken)} steps along "
+            "another: choose plain sgd for the guarantee.",
+            PoorPairing,
+            stacklevel=4,
+        )

@@ -1,0 +1,85 @@
+from dataclasses import dataclass
+
+import torch
+
+from cl_lib import memory as buffers
+from cl_lib.errors import InputError
+from cl_lib.functional import cross_entropy
+from cl_lib.methods.er import ER, draw_replay
+
+
+@dataclass
+class MIR(ER):
+    r"""Maximally interfered retrieval: replay the stored samples that the coming step would harm most.
+
+    .. math:: \theta' = \theta - \eta\, \nabla \mathcal L(B_{new}), \qquad
+              B_{mem} = \operatorname{top-}k_{\,(x, y) \in \mathcal S}\;
+              \ell(f_{\theta'}(x), y) - \ell(f_\theta(x), y), \qquad
+              \mathcal L = \mathcal L(B_{new}) + \alpha\, \mathcal L(B_{mem})
+
+    𝒮 are ``candidates`` samples drawn from the buffer, k is ``replay_batch``; θ′ is a step of plain SGD that is never
+    taken, with the run's learning rate η unless ``virtual_rate`` gives another (to first order the order of the
+    candidates does not depend on it). With as many candidates as are replayed it is :class:`~cl_lib.methods.er.ER`.
+    While the buffer holds fewer than ``candidates``, each is judged once and none is chosen twice before all are.
+
+    Where paper and code differ: this is the paper's first criterion; its second, against the smallest loss that a
+    sample ever had, is not built. The losses before and after are measured in training mode, as the authors' are, but
+    move no batch-norm statistics.
+
+    Cost: each step also takes one gradient of the new batch, two forward passes over the candidates and one pass
+    over ``replay_batch`` samples; memory: the buffer, constant in the tasks.
+    """
+
+    candidates: int | None = None  # |𝒮|; None: five times as many as are replayed (the paper's 50 for 10)
+    virtual_rate: float | None = None  # η; None: the run's learning rate
+
+    helps = {"class": {}, "domain": {}}
+    citation = "Aljundi et al., 2019, NeurIPS, arXiv:1908.04742"
+    cost = "each step: a gradient, 2 forward passes of the candidates, replay_batch more samples; memory: the buffer"
+
+    def check(self, learner):
+        super().check(learner)
+        k = learner.options.batch_size if self.replay_batch is None else self.replay_batch
+        if self.candidates is not None and self.candidates < k:
+            raise InputError(
+                f"candidates={self.candidates} are fewer than the {k} samples to be chosen from them: "
+                f"give candidates={5 * k}, or a smaller replay_batch."
+            )
+
+    def before_step(self, learner, batch, memory):
+        k = batch.x.shape[1] if self.replay_batch is None else self.replay_batch
+        draw_replay(learner, batch, memory.buffer, self.candidates or 5 * k)
+        if "replay" not in batch or self.strength == 0:
+            return
+        held = buffers.filled(memory.buffer).to(batch.x.device)[:, None]
+        batch.turn = torch.arange(batch.replay.x.shape[1], device=batch.x.device) // held  # [G, |𝒮|]
+        rate = learner.options.lr if self.virtual_rate is None else self.virtual_rate
+        batch.rate = batch.x.new_full(held.shape[:1], rate)
+
+    def penalty(self, net, batch, memory):
+        if "replay" not in batch or self.strength == 0:
+            return 0.0
+        candidates = batch.replay
+        k = min(self.replay_batch or len(batch.x), len(candidates.x))
+        chosen = most_interfered(self.increase(net, batch), batch.turn, k)
+        rows = candidates.rows[chosen] if "rows" in candidates else None
+        return self.strength * cross_entropy(net(candidates.x[chosen]), candidates.y[chosen], rows)
+
+    def increase(self, net, batch):
+        """By how much the virtual step raises the loss of each candidate, ``[|𝒮|]``."""
+        g = net.grad(lambda net: self.task(net, batch))
+        after = {name: p.detach() - batch.rate * g[name] for name, p in net.params.items()}
+
+        def losses(params):
+            still = {name: b.clone() for name, b in net.buffers.items()}
+            logits = net.replace(params=params, buffers=still)(batch.replay.x)
+            return cross_entropy(logits, batch.replay.y, batch.replay.get("rows"), reduction="none")
+
+        with torch.no_grad():
+            return losses(after) - losses(net.params)
+
+
+def most_interfered(increase, turn, k: int):
+    """The k largest increases, but every sample's first turn before any second one."""
+    order = increase.argsort(descending=True, stable=True)
+    return order[turn[order].argsort(stable=True)][:k]

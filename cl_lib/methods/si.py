@@ -1,0 +1,76 @@
+from dataclasses import dataclass
+
+import torch
+
+from cl_lib.errors import InputError
+from cl_lib.functional import quadratic
+from cl_lib.method import Method
+from cl_lib.net import Bag
+
+
+@dataclass
+class SI(Method):
+    r"""Synaptic intelligence: a parameter matters as much as it helped the loss to fall along the way.
+
+    .. math:: \omega_i \mathrel{+}= -g_i\, \Delta\theta_i \quad\text{in each step}, \qquad
+              \Omega_i \mathrel{+}= \max\Big(0, \frac{\omega_i}{(\theta_i - \theta_i^{start})^2 + \xi}\Big)
+              \quad\text{after each task},
+
+    .. math:: \mathcal L(\theta) = \mathcal L_t(\theta) + c \sum_i \Omega_i\, (\theta_i - \tilde\theta_i)^2
+
+    g is the gradient of the loss without this penalty, Δθ the change that the optimiser really made, whichever it is;
+    θ̃ = θ^{start} are the parameters after the last task. The penalty's own gradient 2cΩ(θ − θ̃) is taken off the
+    step's, which is exact and saves a second backward pass. In a sum of methods the others' penalties stay in g.
+    Gradients are taken before any clipping.
+
+    Where papers and code disagree: the paper has no clamp at 0; its authors' code clamps the running sum, which can
+    shrink, here each task's share is clamped, so that Ω never falls. Van de Ven's code leaves the penalty in g.
+
+    Cost: the parameters are copied and the path updated in each step; three vectors of the parameters' size.
+    """
+
+    strength: float = 1.0  # c
+    damping: float = 0.1  # ξ
+
+    family = "regularisation"
+    watches = True
+    neutral = {"strength": 0.0}
+    helps = {"domain": {}}
+    poor = {
+        "class": "a penalty on parameters cannot tell apart classes that never met in one batch; "
+        "add replay, or choose task- or domain-incremental learning"
+    }
+    citation = "Zenke, Poole & Ganguli, 2017, ICML, arXiv:1703.04200"
+    cost = "each step: a few passes over the parameters; memory: 3 × parameters; constant in the tasks"
+
+    def check(self, learner):
+        if self.strength < 0:
+            raise InputError(f"strength={self.strength} would push parameters away from their anchor: give 0 or more.")
+        if not self.damping > 0:
+            raise InputError(f"damping={self.damping} would divide by 0 where a parameter did not move: give 0.1, say.")
+
+    def before_task(self, net, task, memory):
+        zeros = {k: torch.zeros_like(p) for k, p in net.params.items()}
+        return Bag(memory, anchor=Bag(net.params), path=Bag(zeros))
+
+    def penalty(self, net, batch, memory):
+        if "importance" not in memory or self.strength == 0:
+            return 0.0
+        return self.strength * quadratic(net.params, memory.anchor, memory.importance)
+
+    def after_step(self, learner, batch, memory):
+        before, after, grads = batch.step.before, batch.step.after, batch.step.grads
+        for k, ω in memory.path.items():
+            g = grads[k]
+            if "importance" in memory and self.strength:
+                back = memory.anchor[k] - before[k]
+                g = torch.addcmul(g, memory.importance[k], back, value=2 * self.strength, out=back)
+            ω.addcmul_(g, before[k] - after[k])
+
+    def after_task(self, net, task, memory):
+        Ω = memory.get("importance", {})
+        Ω = {
+            k: Ω.get(k, 0) + (ω / ((net.params[k] - memory.anchor[k]).square() + self.damping)).clamp_min(0)
+            for k, ω in memory.path.items()
+        }
+        return Bag(anchor=Bag(net.params), path=memory.path, importance=Bag(Ω))

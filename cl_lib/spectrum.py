@@ -1,0 +1,472 @@
+r"""The spectrum of the full Fisher information, which is never formed: F = (1/N) Σ_n Σ_j b_nj b_njᵀ.
+
+Three ways to it, which agree: power iteration and Lanczos need only products F v, and give the leading
+eigenpairs; the Gram matrix of the rows b_nj/√N has all eigenvalues of F that are not zero.
+
+Everything is a pure function of one :class:`~cl_lib.net.Net` in evaluation mode. A vector of parameters is ``[P]``,
+the parameters end to end (``landscape.vector``), k of them are ``[k, P]``; eigenvalues come largest first.
+"""
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.func import jvp, vjp, vmap
+
+from cl_lib import fisher
+from cl_lib.errors import InputError, suggest
+from cl_lib.functional import masked
+from cl_lib.landscape import layers, logits_of, vector
+from cl_lib.net import Net
+
+Product = Callable[[Tensor], Tensor]
+SMALL_GRAM = 1500  # rows up to which all eigenpairs of the Gram matrix come faster than a few by products
+
+
+def roots(
+    net: Net,
+    x: Tensor,
+    rows: Tensor | None = None,
+    kind: str = "exact",
+    y: Tensor | None = None,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    r"""R_n ``[N, C, J]`` in the logits, so that with the Jacobian J_n of sample n's logits
+
+    .. math:: F = \frac1N \sum_n J_n^\top R_n R_n^\top J_n, \qquad
+              R_n R_n^\top = \operatorname{diag} p_n - p_n p_n^\top
+              \quad\text{or}\quad (p_n - e_{y_n})(p_n - e_{y_n})^\top
+
+    for the exact Fisher, or the sampled and the empirical one. The exact R_n has at most C − 1 columns, the rank
+    of what it is the root of. Arguments as in ``fisher.diagonal``.
+    """
+    if kind not in fisher.KINDS:
+        raise suggest(kind, fisher.KINDS, "kind of Fisher information")
+    if kind == "empirical" and y is None:
+        raise InputError('The empirical Fisher needs labels: give y, or choose kind="exact" or "sampled".')
+    if len(x) == 0:
+        raise InputError("The Fisher information is a mean over samples, but x has none: give at least one.")
+    net = net.replace(params={k: p.detach() for k, p in net.params.items()}, training=False)
+    with torch.no_grad():
+        p = torch.cat([masked(net(part), r).softmax(-1) for part, r in _pieces(x, rows)])
+    if kind != "exact":
+        y = fisher.draw_labels(net, x, rows, generator) if kind == "sampled" else y
+        return (p - torch.nn.functional.one_hot(y, p.shape[-1]))[..., None]
+    q = p.double()
+    μ, U = torch.linalg.eigh(torch.diag_embed(q) - q[:, :, None] * q[:, None, :])
+    kept = μ.amax(0) > 1e-15  # at most C − 1: 1ᵀ(diag p − ppᵀ) = 0
+    return (U * μ.clamp_min(0).sqrt()[:, None])[..., kept].flip(-1).to(p.dtype)
+
+
+def _pieces(x, rows, chunk=256):
+    rows = None if rows is None else rows.expand(len(x), -1)
+    for i in range(0, len(x), chunk):
+        yield x[i : i + chunk], None if rows is None else rows[i : i + chunk]
+
+
+# --- products with the Fisher information -----------------------------------------------------------------
+
+
+def operator(
+    net: Net,
+    x: Tensor,
+    rows: Tensor | None = None,
+    kind: str = "exact",
+    y: Tensor | None = None,
+    generator: torch.Generator | None = None,
+    chunk: int = 256,
+) -> Product:
+    r"""v ``[P]`` or ``[k, P]`` -> F v of the same shape, by one Jacobian-vector and one vector-Jacobian product:
+
+    .. math:: F v = \frac1N \sum_n J_n^\top R_n R_n^\top J_n v
+
+    Single samples' gradients meet v before they are averaged: averaged first, they would be an operator of rank 1.
+    The labels of a sampled Fisher are drawn once, here. Arguments as in ``fisher.diagonal``.
+    """
+    θ, R = vector(net.params), roots(net, x, rows, kind, y, generator)
+    pieces = [(logits_of(net, part), r) for part, r in zip(x.split(chunk), R.split(chunk), strict=True)]
+
+    def one(v):
+        total = torch.zeros_like(v)
+        for logits, r in pieces:
+            u = jvp(logits, (θ,), (v,))[1]  # [n, C]
+            middle = torch.einsum("ncj,ndj,nd->nc", r, r, u)
+            total = total + vjp(logits, θ)[1](middle)[0]
+        return total / len(x)
+
+    @torch.no_grad()
+    def product(v: Tensor) -> Tensor:
+        if v.shape[-1] != len(θ):
+            raise InputError(f"A vector of {v.shape[-1]} numbers cannot meet a Fisher of {len(θ)} parameters.")
+        with warnings.catch_warnings():  # torch's own first use of forward differentiation
+            warnings.filterwarnings("ignore", ".*torch.jit", DeprecationWarning)
+            return one(v) if v.dim() == 1 else vmap(one, chunk_size=8)(v)
+
+    return product
+
+
+def fisher_vector_product(net: Net, x: Tensor, v: Tensor, **which) -> Tensor:
+    """F v for v ``[P]`` or ``[k, P]``; arguments as in :func:`operator`."""
+    return operator(net, x, **which)(v)
+
+
+def start(net: Net, count: int = 1, generator: torch.Generator | None = None) -> Tensor:
+    """Random vectors ``[count, P]`` to start an iteration from."""
+    θ = vector(net.params)
+    device = generator.device if generator else θ.device
+    return torch.randn(count, len(θ), generator=generator, device=device, dtype=θ.dtype).to(θ.device)
+
+
+# --- leading eigenpairs of a symmetric positive semi-definite operator ------------------------------------
+
+
+@torch.no_grad()
+def power(
+    product: Product, start: Tensor, k: int, tolerance: float = 1e-4, iterations: int = 1000
+) -> tuple[Tensor, Tensor]:
+    r"""The k leading eigenpairs by block power iteration: values ``[k]`` and orthonormal vectors ``[k, P]``.
+
+    .. math:: X \leftarrow \operatorname{orth}(F X) \quad\text{until}\quad
+              \max_i \|F x_i - \lambda_i x_i\| \le \text{tolerance} \cdot \lambda_1
+
+    ``start`` ``[b, P]`` sets the size of the block: with b = 1 it is the textbook's power iteration with
+    deflation, one vector after another; a block somewhat larger than k converges fastest. Within a block the
+    eigenpairs are those of the block's own small matrix (Rayleigh-Ritz). Stops after ``iterations`` a block.
+    """
+    P, width = start.shape[-1], len(start)
+    _refuse_more_than(k, P)
+    found, values = start.new_zeros(0, P), start.new_zeros(0)
+    outside = lambda Y: Y - (Y @ found.T) @ found
+    while len(found) < k:
+        X = _orthonormal(outside(start[: P - len(found)]))
+        need = min(len(X), k - len(found))
+        for _ in range(iterations):
+            Y = outside(product(X))
+            λ, S = torch.linalg.eigh(X @ Y.T)
+            λ, S = λ.flip(0), S.flip(1)
+            X, Y = S.T @ X, S.T @ Y
+            first = values[0] if len(values) else λ[0]
+            if (Y - λ[:, None] * X)[:need].norm(dim=1).max() <= tolerance * first.abs():
+                break
+            X = _orthonormal(outside(_orthonormal(Y)))
+        found, values = torch.cat([found, X[:need]]), torch.cat([values, λ[:need]])
+        if len(found) < k:  # a fresh direction for the next block, not one that this one has used up
+            start = outside(torch.roll(start, 1, dims=-1))[:width]
+    order = values.argsort(descending=True)
+    return values[order].clamp_min(0), found[order]
+
+
+def _orthonormal(X: Tensor) -> Tensor:
+    return torch.linalg.qr(X.T)[0].T
+
+
+@torch.no_grad()
+def lanczos(
+    product: Product, start: Tensor, k: int, tolerance: float = 1e-4, steps: int | None = None
+) -> tuple[Tensor, Tensor]:
+    r"""The k leading eigenpairs by Lanczos with full reorthogonalisation: ``[k]`` and orthonormal ``[k, P]``.
+
+    .. math:: F Q = Q T + \beta\, q\, e^\top, \qquad T = S \Theta S^\top, \qquad
+              \lambda_i \approx \theta_i, \quad v_i \approx Q s_i, \quad \|F v_i - \theta_i v_i\| = \beta\, |s_{mi}|
+
+    T is tridiagonal. Each new direction is made orthogonal to all earlier ones, twice: without that, rounding
+    brings found eigenvectors back as false copies. It stops when the residuals of the k leading pairs are within
+    ``tolerance`` of the largest eigenvalue, or after ``steps`` products (None: as many as there are dimensions,
+    1,000 at most). One vector ``start`` ``[P]`` meets one direction of each eigenspace; where the operator's range
+    is exhausted a new direction begins. Memory: as many vectors as it takes steps.
+    """
+    P = start.shape[-1]
+    _refuse_more_than(k, P)
+    if k == 0:
+        return start.new_zeros(0), start.new_zeros(0, P)
+    steps = min(P, steps or 1000)
+    if steps < k:
+        raise InputError(f"steps={steps} of Lanczos cannot give k={k} eigenvectors: allow more.")
+    Q = start.new_empty(min(steps, 2 * k + 20), P)
+    first = start.reshape(-1)[:P]
+    q, α, β, fresh = first / first.norm(), [], [], False
+    while True:
+        m = len(α)
+        if m == len(Q):
+            Q = torch.cat([Q, Q.new_empty(min(len(Q), steps - m), P)])
+        Q[m] = q
+        w = product(q)
+        α.append(float(w @ q))
+        w = _against(w, Q[: m + 1])
+        β.append(float(w.norm()))
+        m += 1
+        done = m == steps
+        scale = max(map(abs, α))
+        rounding = 100 * torch.finfo(w.dtype).eps * max(scale, torch.finfo(w.dtype).tiny)
+        exhausted = β[-1] <= rounding
+        nothing_left = exhausted and fresh and abs(α[-1]) <= rounding  # a random direction found only zeros
+        if fresh := exhausted and not done:
+            β[-1] = 0.0
+            w = _against(torch.roll(first, m), Q[:m])
+        done = done or (nothing_left and m >= k)
+        if done or (m >= k and m % 5 == 0 and not exhausted):
+            T = torch.diag(torch.tensor(α, dtype=torch.float64))
+            T += torch.diag(torch.tensor(β[:-1], dtype=torch.float64), 1)
+            θ, S = torch.linalg.eigh(T, UPLO="U")
+            θ, S = θ.flip(0)[:k], S.flip(1)[:, :k]
+            if done or (β[-1] * S[-1].abs()).max() <= tolerance * θ[0]:
+                V = S.T.to(Q) @ Q[:m]
+                return θ.clamp_min(0).to(Q), V / V.norm(dim=1, keepdim=True)
+        q = w / w.norm()
+
+
+def _against(w: Tensor, Q: Tensor) -> Tensor:
+    for _ in "ab":
+        w = w - (w @ Q.T) @ Q
+    return w
+
+
+def _refuse_more_than(k: int, rank: int, what: str = "the operator has dimensions") -> None:
+    if k < 0 or k > rank:
+        raise InputError(f"k={k} eigenvectors were asked for, but {what}: {rank}. Choose k from 0 to {rank}.")
+
+
+def rank_bound(samples: int, classes: int, kind: str = "exact", parameters: int | None = None) -> int:
+    """The rank that a Fisher of N samples can have: N (C − 1) for the exact one, N for one label a sample."""
+    bound = samples * (classes - 1 if kind == "exact" else 1)
+    return bound if parameters is None else min(bound, parameters)
+
+
+# --- the whole spectrum through the Gram matrix -----------------------------------------------------------
+
+
+@dataclass
+class Spectrum:
+    """All eigenvalues of an N-sample Fisher that can differ from zero, ``values`` ``[r]``, largest first.
+
+    ``vectors(k)`` gives the k leading eigenvectors ``[k, P]``; ``gram`` ``[r, r]`` is the matrix itself.
+    ``trace`` is exact, also of what was too small for ``values``.
+    """
+
+    values: Tensor
+    gram: Tensor
+    trace: Tensor
+    _lift: Callable[[Tensor], Tensor]
+
+    def vectors(self, k: int) -> Tensor:
+        r"""v_i = Bᵀ u_i / √λ_i ``[k, P]``; raises InputError for more than there are non-zero eigenvalues."""
+        floor = len(self.gram) * torch.finfo(self.values.dtype).eps * self.values[:1]
+        _refuse_more_than(k, int((self.values > floor).sum()), "eigenvalues that are not zero")
+        if len(self.gram) > SMALL_GRAM and k <= len(self.gram) // 10:
+            begin = torch.ones_like(self.gram[0]) + torch.linspace(0, 1, len(self.gram)).to(self.gram)
+            λ, U = lanczos(lambda u: self.gram @ u, begin, k, tolerance=1e-6)
+        else:
+            λ, U = (t.flip(-1)[..., :k] for t in torch.linalg.eigh(self.gram))
+            U = U.T
+        V = self._lift(U) / λ.clamp_min(torch.finfo(λ.dtype).tiny).sqrt()[:, None]
+        return V / V.norm(dim=1, keepdim=True)
+
+
+def gram(
+    net: Net,
+    x: Tensor,
+    rows: Tensor | None = None,
+    kind: str = "exact",
+    y: Tensor | None = None,
+    generator: torch.Generator | None = None,
+) -> Spectrum:
+    r"""The exact spectrum of the Fisher of the samples x ``[N, …]``: that of its Gram matrix B Bᵀ, as F = Bᵀ B.
+
+    .. math:: b_{nj} = J_n^\top r_{nj}/\sqrt N, \qquad
+              b_{nj} \cdot b_{mi} = \frac1N \sum_\ell
+              (a_n^\ell \cdot a_m^\ell + 1)\,(\delta_{nj}^\ell \cdot \delta_{mi}^\ell)
+
+    At most N (C − 1) rows for the exact Fisher, N for the others. The sum over layers is of products of small
+    matrices, for Linear layers with inputs a and gradients δ in their outputs; only convolutions and others have
+    their rows written out. Rows that together hold less of the trace than the rounding error of one number are left
+    out: no eigenvalue changes by more than that. Arguments as in ``fisher.diagonal``.
+    """
+    R = roots(net, x, rows, kind, y, generator)
+    pieces = _pieces_of_rows(net, x, R)
+    squared = sum(piece.squared() for piece in pieces) / len(x)  # [N, J]
+    trace, (small, order) = squared.sum(), squared.flatten().double().sort()
+    kept = order[small.cumsum(0) > torch.finfo(squared.dtype).eps * trace].sort().values
+    n, j = kept // R.shape[-1], kept % R.shape[-1]
+    K = squared.new_zeros(len(kept), len(kept))
+    for piece in pieces:
+        piece.add_to(K, n, j)
+    K /= len(x)
+
+    def lift(U):
+        parts = {name: t for piece in pieces for name, t in piece.combine(U, n, j).items()}
+        return torch.cat([parts[name].flatten(1) for name in net.params], 1) / len(x) ** 0.5
+
+    return Spectrum(torch.linalg.eigvalsh(K).flip(0).clamp_min(0), K, trace, lift)
+
+
+def _pieces_of_rows(net, x, R):
+    """Each layer's part of the rows b_nj √N, in the shortest form that it has."""
+    net = net.replace(params={k: p.detach().requires_grad_() for k, p in net.params.items()}, training=False)
+    names, _ = fisher._layers(net, x[:1])
+    pieces, rest = [], set(net.params)
+    if names:
+        logits, forms, outputs = fisher._tapped(net, x)
+        logits = logits.reshape(len(x), -1)
+        each = [
+            torch.autograd.grad((logits * R[..., j]).sum(), outputs, retain_graph=True, **fisher.UNUSED)
+            for j in range(R.shape[-1])
+        ]
+        for i, (name, form) in enumerate(forms.items()):
+            own = [f"{name}.{part}" for part in ("weight", "bias") if f"{name}.{part}" in net.params]
+            if name not in names:
+                continue
+            rest -= set(own)
+            δ = torch.stack([d[i].reshape(*d[i].shape[:2], -1) for d in each], 1)  # [N, J, O, L]
+            if isinstance(form, fisher._Matrix) and form.one_place:
+                pieces.append(_Dense(own, form.a[..., 0], δ[..., 0]))
+                continue
+            weight = δ @ form.a.mT[:, None] if isinstance(form, fisher._Matrix) else (δ * form.a[:, None]).sum(-1)
+            pieces += [_Rows(own[0], weight)] + [_Rows(bias, δ.sum(-1)) for bias in own[1:]]
+    if rest:
+        if reason := fisher.stackable(net.module):
+            raise InputError(f"The gradients of single samples are out of reach: {reason}.")
+        fixed = {k: p.detach() for k, p in net.params.items()}
+        free = {k: p for k, p in fixed.items() if k in rest}
+
+        def row(r, x):
+            of = lambda own: (net.replace(params={**fixed, **own})(x[None])[0] * r).sum()
+            return torch.func.grad(of)(free)
+
+        each = vmap(vmap(row, (1, None)), chunk_size=64)(R, x)
+        pieces += [_Rows(name, t) for name, t in each.items()]
+    return pieces
+
+
+class _Dense:
+    """Rows δ_nj a_nᵀ (and δ_nj, the bias) of a Linear layer, a [N, K] and δ [N, J, O], never multiplied out."""
+
+    def __init__(self, names, a, δ):
+        self.names, self.a, self.δ = names, a, δ
+        self.products = a @ a.T + len(names[1:])  # 1 for the bias
+
+    def squared(self):
+        return self.products.diagonal()[:, None] * self.δ.square().sum(-1)
+
+    def add_to(self, K, n, j, block=1024):
+        δ = self.δ[n, j]
+        for i in range(0, len(n), block):
+            part = δ[i : i + block] @ δ.T
+            K[i : i + block].add_(part.mul_(self.products[n[i : i + block]][:, n]))
+
+    def combine(self, U, n, j):
+        δ, N = self.δ[n, j], len(self.a)
+        weight = δ.new_empty(len(U), δ.shape[-1], self.a.shape[-1])
+        for u, of_u in zip(U, weight, strict=True):
+            torch.mm(δ.new_zeros(N, δ.shape[-1]).index_add_(0, n, δ * u[:, None]).T, self.a, out=of_u)
+        return dict(zip(self.names, (weight, U @ δ), strict=False))
+
+
+class _Rows:
+    """Rows of one parameter, written out: [N, J, …]."""
+
+    def __init__(self, name, rows):
+        self.name, self.rows = name, rows.flatten(2)
+
+    def squared(self):
+        return self.rows.square().sum(-1)
+
+    def add_to(self, K, n, j):
+        g = self.rows[n, j]
+        K.addmm_(g, g.T)
+
+    def combine(self, U, n, j):
+        return {self.name: U @ self.rows[n, j]}
+
+
+# --- what one asks of a spectrum --------------------------------------------------------------------------
+
+
+def top(
+    net: Net,
+    x: Tensor,
+    k: int,
+    rows: Tensor | None = None,
+    kind: str = "exact",
+    y: Tensor | None = None,
+    generator: torch.Generator | None = None,
+    route: str = "auto",
+    tolerance: float = 1e-4,
+) -> tuple[Tensor, Tensor]:
+    """The k leading eigenpairs of the Fisher, ``[k]`` and ``[k, P]``, by ``route`` "gram", "lanczos" or "power".
+
+    "auto" takes the Gram matrix while it is small, else Lanczos. Directions beyond the Fisher's actual rank come
+    with the eigenvalue 0. Raises InputError for a k larger than the rank that the samples allow.
+    """
+    if route not in ("auto", "gram", "lanczos", "power"):
+        raise suggest(route, ("auto", "gram", "lanczos", "power"), "route to the spectrum")
+    P = sum(p.numel() for p in net.params.values())
+    classes = net_outputs(net, x) if rows is None else int(rows.expand(len(x), -1).sum(-1).max())
+    bound = rank_bound(len(x), classes, kind, P)
+    _refuse_more_than(k, bound, f"a Fisher of {len(x)} samples, {classes} classes and {P} parameters has at most rank")
+    if route == "auto":
+        route = "gram" if bound <= SMALL_GRAM else "lanczos"
+    if route == "gram":
+        spectrum = gram(net, x, rows, kind, y, generator)
+        floor = len(spectrum.gram) * torch.finfo(spectrum.values.dtype).eps * spectrum.values[:1]
+        rank = min(k, int((spectrum.values > floor).sum()))
+        V = spectrum.vectors(rank)
+        blank = V.new_zeros(k - rank, V.shape[1])
+        return torch.cat([spectrum.values[:rank], blank[:, 0]]), torch.cat([V, blank])
+    product = operator(net, x, rows, kind, y, generator)
+    if route == "power":
+        return power(product, start(net, min(P, k + 5), generator), k, tolerance)
+    return lanczos(product, start(net, 1, generator)[0], k, tolerance)
+
+
+def net_outputs(net: Net, x: Tensor) -> int:
+    """C, how many logits the net gives."""
+    with torch.no_grad():
+        return net.replace(training=False)(x[:1]).shape[-1]
+
+
+def trace(net: Net, x: Tensor, rows: Tensor | None = None, kind: str = "exact", **more) -> Tensor:
+    """tr F = Σ_i F_ii = Σ_k λ_k, from the diagonal."""
+    return torch.stack([f.sum() for f in fisher.diagonal(net, x, rows, kind, **more).values()]).sum()
+
+
+def share(values: Tensor, fraction: float = 0.05, of: int | None = None, trace: Tensor | None = None) -> Tensor:
+    """How much of the trace the leading ⌈fraction · of⌉ eigenvalues hold.
+
+    ``of`` counts the directions: all P parameters' as a rule, those of ``values`` if None. ``trace`` is Σ values
+    where ``values`` are not all of them.
+    """
+    if not 0 <= fraction <= 1:
+        raise InputError(f"fraction={fraction} of the directions must lie between 0 and 1.")
+    count = -int(-fraction * (of or len(values)) // 1)
+    if trace is not None and count > len(values):
+        raise InputError(f"The leading {count} eigenvalues were asked about, but only {len(values)} are given.")
+    return values[:count].sum() / (values.sum() if trace is None else trace)
+
+
+def effective_rank(values: Tensor, how: str = "entropy") -> Tensor:
+    r"""How many directions the spectrum spreads over: r for r equal eigenvalues, whatever else.
+
+    .. math:: \text{entropy:}\ \exp\Big(-\sum_k q_k \log q_k\Big), \quad q_k = \frac{\lambda_k}{\sum \lambda}
+              \qquad \text{participation:}\ \frac{(\sum\lambda)^2}{\sum\lambda^2}
+              \qquad \text{stable:}\ \frac{\sum\lambda}{\lambda_1}
+
+    (Roy & Vetterli, 2007, for the first; stable ≤ participation ≤ entropy.)
+    """
+    q = values.clamp_min(0) / values.clamp_min(0).sum()
+    if how == "entropy":
+        return torch.special.entr(q).sum().exp()
+    if how == "participation":
+        return 1 / q.square().sum()
+    if how == "stable":
+        return 1 / q.max()
+    raise suggest(how, ("entropy", "participation", "stable"), "kind of effective rank")
+
+
+def layer_shares(net: Net, vectors: Tensor) -> dict[str, Tensor]:
+    """Σ_k v_kᵀ P_ℓ v_k for each layer ℓ: how much of the vectors ``[k, P]`` lies in its parameters.
+
+    They add up to k for unit vectors. By layer name, weight and bias together.
+    """
+    return {name: vectors[:, at].square().sum() for name, at in layers(net).items()}
