@@ -134,7 +134,8 @@ def make_stream(args) -> streams.Stream:
         raise suggest(scenario, SCENARIOS, "scenario")
     names = ["tasks", "per_class", "normalise", "validation", "augment"]
     only_split = ["first", "order"]
-    given = {n: getattr(args, n) for n in names + only_split if getattr(args, n) not in (None, False)}
+    asked = {n: getattr(args, n) for n in names + only_split}
+    given = {n: value for n, value in asked.items() if value is not None and value is not False}  # 0 was asked for
     for name in only_split:
         if name in given and args.stream != "split":
             raise InputError(f"--{name} belongs to --stream split; leave it out for {args.stream}.")
@@ -292,10 +293,12 @@ def main(argv: list[str] | None = None) -> int:
         else:
             execute(args)
         return 0
-    except (InputError, Diverged, OSError, RuntimeError) as error:
+    except Exception as error:
         if getattr(args, "traceback", False):
             raise
-        print(f"\nerror: {error}", file=sys.stderr)
+        expected = isinstance(error, InputError | Diverged | OSError | RuntimeError)
+        what = error if expected else f"{type(error).__name__}: {error} (--traceback shows where)"
+        print(f"\nerror: {what}", file=sys.stderr)
         return 2 if isinstance(error, InputError) else 1
     except KeyboardInterrupt:
         print("\nstopped; finished tasks are kept, the same command goes on from there", file=sys.stderr)

@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import math
 import warnings
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -21,11 +22,12 @@ from cl_lib import networks
 from cl_lib.errors import InputError, suggest
 from cl_lib.loop import Loop, alike, take
 from cl_lib.memory import placed
-from cl_lib.method import Method, make, parameter_names
+from cl_lib.method import Method, check_parameters, make, parameter_names
 from cl_lib.net import Bag, Net
-from cl_lib.options import DTYPES, Options, identify
+from cl_lib.options import DTYPES, Options, identify, plain
 from cl_lib.progress import Progress
 from cl_lib.records import Records
+from cl_lib.stream import Stream
 
 EVALUATION_BATCH = 2048
 
@@ -43,14 +45,19 @@ def separate(method, given: dict) -> tuple[Method, Options]:
     for name in others:
         if name not in own and not name.startswith("host."):
             raise suggest(name, [*Options.__dataclass_fields__, *own], f"parameter of {key} or of the run")
-    return make(method, **others), Options(**options)
+    method = make(method, **others)
+    check_parameters(method)
+    return method, Options(**options)
 
 
 def configuration(method: Method, stream, options: Options) -> dict:
-    """Plain values that identify a run, its seeds apart."""
+    """Plain values that identify a run, its seeds apart. A method of the user's own is known by its code too."""
     parameters = identify(method.parameters())
     where = {**stream.config(), "shape": list(stream.shape)}
-    return {"method": method.key, "parameters": parameters, "stream": where, **options.config()}
+    config = {"method": method.key, "parameters": parameters, "stream": where, **options.config()}
+    parts = [type(part) for part in getattr(method, "parts", [method])]
+    code = [identify(part) for part in parts if not part.__module__.startswith("cl_lib.")]
+    return config | ({"code": code} if code else {})
 
 
 def generator(seed: int, purpose: str, device="cpu") -> torch.Generator:
@@ -101,6 +108,7 @@ class Learner:
         self, method, stream, *, seeds=(0,), device="auto", seeds_at_once=None, capture=None, progress=None, **options
     ):
         self.method, self.options = separate(method, options)
+        check_stream(stream)
         self.seeds = check_seeds(seeds)
         self.device = pick_device(device)
         self.stream = stream.to(self.device)
@@ -150,15 +158,14 @@ class Learner:
         ]
 
     def _initial(self, seed: int):
-        network = networks.build(
-            self.options.network, self.stream.shape, self.stream.outputs, self.options.hidden, seed
-        )
-        return self.method.build(network, self.stream).to(self.device)
+        return initial_network(self.method, self.stream, self.options, seed).to(self.device)
 
     def _stackable(self, wanted: int | None) -> bool:
         reason = networks.stackable(self.module)
         if reason is None and not self.method.stacked:
             reason = f"{self.method.key} trains each seed in a loop of its own"
+        if wanted is not None and (type(plain(wanted)) is not int or wanted < 1):
+            raise InputError(f"seeds_at_once={wanted!r} must be a whole number of seeds, 1 or more.")
         if reason is not None and wanted is not None and wanted > 1:
             raise InputError(f"seeds_at_once={wanted} is not possible: {reason}. Leave it out or set it to 1.")
         return reason is None
@@ -375,15 +382,27 @@ def stack_padded(tensors: list[Tensor]) -> Tensor:
     return out
 
 
+def initial_network(method: Method, stream, options: Options, seed: int):
+    """One seed's network before any training, with what the method changes about it."""
+    return method.build(networks.build(options.network, stream.shape, stream.outputs, options.hidden, seed), stream)
+
+
+def check_stream(stream) -> None:
+    """Refuse what is not a stream of tasks."""
+    if not isinstance(stream, Stream):
+        raise InputError(f"{stream!r} is not a stream of tasks: make one, such as cl_lib.split('digits').")
+
+
 def check_seeds(seeds) -> tuple[int, ...]:
     """Seeds as a tuple: a number n means seeds 0 … n−1."""
-    if isinstance(seeds, int) and not isinstance(seeds, bool):
+    seeds = plain(seeds)
+    if type(seeds) is int:
         if seeds < 1:
             raise InputError(f"seeds={seeds} names no seed: give how many, 1 or more, or the seeds themselves.")
         return tuple(range(seeds))
-    seeds = tuple(seeds)
-    if not seeds or any(not isinstance(s, int) or s < 0 for s in seeds) or len(set(seeds)) < len(seeds):
-        raise InputError(f"seeds={seeds} must be different whole numbers, 0 or more, and at least one.")
+    seeds = tuple(map(plain, seeds)) if isinstance(seeds, Iterable) else (seeds,)
+    if not seeds or any(type(s) is not int or not 0 <= s < 2**63 for s in seeds) or len(set(seeds)) < len(seeds):
+        raise InputError(f"seeds={seeds} must be different whole numbers from 0 up to 2⁶³, and at least one.")
     return seeds
 
 
@@ -393,7 +412,7 @@ def pick_device(device) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(device)
-    except RuntimeError:
+    except (RuntimeError, TypeError):
         raise InputError(f"device={device!r} is not a device: use auto, cpu, cuda or cuda:1.") from None
     if device.type == "cuda" and not torch.cuda.is_available():
         raise InputError(f"device={device} is not at hand: this machine or this build of torch has no CUDA. Use cpu.")

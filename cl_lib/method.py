@@ -5,10 +5,13 @@ derives from :class:`Method` registers itself where it is defined: one new file 
 method to the command line, the benchmark, the tests and the book.
 """
 
+import contextlib
 import dataclasses
 import importlib
 import inspect
+import math
 import pkgutil
+import typing
 from typing import ClassVar
 
 from torch import nn
@@ -16,6 +19,7 @@ from torch import nn
 from cl_lib.errors import InputError, suggest
 from cl_lib.functional import cross_entropy
 from cl_lib.net import Bag
+from cl_lib.options import plain
 
 SCENARIOS = ("task", "domain", "class")
 _registry: dict[str, type["Method"]] = {}
@@ -195,6 +199,34 @@ def make(method, **parameters) -> Method:
         return cls(**given)
     except TypeError as error:
         raise InputError(f"{cls.key}: {error}.") from None
+
+
+#: The least that a parameter of such a name can be, in every method that has it.
+LEAST = {"strength": 0, "decay": 0, "memory": 0, "replay_batch": 1, "fisher_samples": 1}
+KINDS = {int: "a whole number", float: "a number", str: "a word", bool: "True or False", type(None): "None"}
+
+
+def check_parameters(method: Method) -> None:
+    """Refuse a parameter of the wrong kind or size before any training; also in the parts of a sum and in a host."""
+    for part in getattr(method, "parts", ()):
+        check_parameters(part)
+    hints = {}
+    with contextlib.suppress(NameError):  # a type that only its own module knows
+        hints = typing.get_type_hints(type(method))
+    for name, field in fields_of(type(method)).items():
+        value, hint = plain(getattr(method, name)), hints.get(name, object)
+        kinds = typing.get_args(hint) or (hint,)
+        if isinstance(value, Method):
+            check_parameters(value)
+        if not {*kinds} <= {*KINDS}:
+            continue  # a parameter of another kind is its method's own matter
+        fits = type(value) in kinds or (type(value) is int and float in kinds)
+        number = fits and type(value) in (int, float)
+        if not fits or (number and not (math.isfinite(value) and value >= LEAST.get(name, -math.inf))):
+            least = f", {LEAST[name]} or more" if name in LEAST else ""
+            usual = "" if field.default is dataclasses.MISSING else f" (usually {field.default!r})"
+            wanted = " or ".join(KINDS[kind] for kind in kinds)
+            raise InputError(f"{method.key} cannot use {name}={value!r}: give {wanted}{least}{usual}.")
 
 
 def parameter_names(method) -> list[str]:

@@ -109,17 +109,16 @@ class Options:
 
 
 def plain(value):
-    """NumPy's numbers and arrays as Python's own, so that equal settings look alike."""
-    if isinstance(value, np.generic):
-        return value.item()
-    return value.tolist() if isinstance(value, np.ndarray) else value
+    """Numbers and arrays of NumPy and torch as Python's own, so that equal settings look alike."""
+    return value.tolist() if isinstance(value, np.generic | np.ndarray | torch.Tensor) else value
 
 
 def identify(value):
     """A plain value that is equal for equal settings: code for functions and classes, weights for modules."""
     value = plain(value)
     if isinstance(value, nn.Module):
-        digest = hashlib.sha256(_text([repr(value), *sorted({_text(_code(type(m))) for m in value.modules()})]))
+        kinds = sorted(_text(_code(kind)) for kind in {type(m) for m in value.modules()})
+        digest = hashlib.sha256(_text([repr(value), kinds]))
         for name, tensor in value.state_dict().items():
             digest.update(
                 name.encode() + tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
@@ -146,11 +145,14 @@ def _code(value):
         return [_code(value.func), identify(value.args), identify(value.keywords)]
     if isinstance(value, types.CodeType):
         return [value.co_code, value.co_names, [_code(c) for c in value.co_consts]]
+    if isinstance(value, frozenset):
+        return sorted(map(repr, value))
     if inspect.isclass(value):
-        return [value.__qualname__, {k: _code(f) for k, f in vars(value).items() if inspect.isfunction(f)}]
+        own = {k: f.__code__ for k, f in vars(value).items() if inspect.isfunction(f)}
+        return [value.__qualname__, {k: _code(code) for k, code in own.items()}]
     if inspect.ismethod(value):
         return [_code(value.__func__), value.__self__]
     if inspect.isfunction(value):
-        cells = [identify(cell.cell_contents) for cell in value.__closure__ or ()]
+        cells = [identify(c.cell_contents) for c in value.__closure__ or () if c.cell_contents is not value]
         return [_code(value.__code__), identify(value.__defaults__), identify(value.__kwdefaults__), cells]
     return value

@@ -174,18 +174,21 @@ class Result:
             raise InputError(f"Seed {seed} is not in this result; it has {list(self.seeds)}.")
         if not self.weights:
             raise InputError("This result holds no weights, so there is no model to give.")
+        from cl_lib import networks  # results stand below networks; only a model needs them
+
         make = network or self.network or self._rebuild
-        module = copy.deepcopy(make) if isinstance(make, nn.Module) else make()
+        module = networks.prepare(copy.deepcopy(make) if isinstance(make, nn.Module) else make(), seed).cpu()
         own = {name: w[self.seeds.index(seed)].detach().cpu().clone() for name, w in self.weights.items()}
-        try:
-            module.cpu().load_state_dict(own, assign=True)
-        except RuntimeError as error:
+        places = {**dict(module.named_parameters()), **dict(module.named_buffers())}  # shared ones once
+        if {name: t.shape for name, t in places.items()} != {name: w.shape for name, w in own.items()}:
             name = type(module).__name__
-            raise InputError(f"The weights do not fit {name}: pass the module as network=….") from error
+            raise InputError(f"The weights do not fit {name}: pass the module as network=….")
+        for name, place in places.items():
+            place.data = own[name]
         return module.eval()
 
     def _rebuild(self) -> nn.Module:
-        from cl_lib import networks  # results stand below networks; only this needs them
+        from cl_lib import networks
 
         name, shape, outputs = self.config.get("network"), self.stream.get("shape"), self.per_class.shape[-1]
         if name not in networks.NETWORKS or shape is None:
@@ -227,7 +230,7 @@ class Result:
                 groups[group][name] = tensor if group == "weights" else tensor.numpy()
             return cls(**{name: tensors[name].numpy() for name in ARRAYS}, **plain, **groups)
         except (SafetensorError, OSError, KeyError, TypeError, json.JSONDecodeError) as error:
-            raise InputError(f"{path} is no result saved by cl_lib, or damaged: run it again.") from error
+            raise InputError(f"{path} is no result saved by cl_lib, or damaged: delete it and run again.") from error
 
     @classmethod
     def join(cls, results: "list[Result]", seeds: tuple[int, ...] | None = None) -> "Result":

@@ -5,14 +5,25 @@ import json
 from pathlib import Path
 
 import joblib
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from cl_lib.errors import InputError
-from cl_lib.learner import Learner, check_seeds, configuration, separate
+from cl_lib.errors import Diverged, InputError
+from cl_lib.files import replacing, writable
+from cl_lib.learner import (
+    Learner,
+    check_seeds,
+    check_stream,
+    configuration,
+    initial_network,
+    pick_device,
+    separate,
+)
 from cl_lib.net import Bag
-from cl_lib.results import Result, replacing
+from cl_lib.options import plain
+from cl_lib.results import Result
 
 
 def run(
@@ -48,10 +59,12 @@ def run(
 
     Raises ``InputError`` for what cannot be meant and ``Diverged`` where a loss is no longer finite.
     """
-    seeds = check_seeds(seeds)
-    if not isinstance(jobs, int) or jobs < 1:
+    seeds, jobs = check_seeds(seeds), plain(jobs)
+    if type(jobs) is not int or jobs < 1:
         raise InputError(f"jobs={jobs!r} must be a whole number of processes, 1 or more.")
     method, training = separate(method, options)
+    check_stream(stream)
+    pick_device(device)
     settings = vars(training) | {
         "seeds_at_once": seeds_at_once,
         "device": device,
@@ -61,8 +74,12 @@ def run(
     config = configuration(method, stream, training)
     place = None if out is None else Path(out) / f"{method.key}-{digest(config, seeds)}.safetensors"
     if place is not None and place.exists() and not fresh:
-        return Result.load(place)
+        result = Result.load(place)
+        result.network = lambda: initial_network(method, stream, training, seeds[0])
+        return result
 
+    if place is not None:
+        writable(place.parent)
     jobs = min(jobs, len(seeds))
     share = -(-len(seeds) // jobs)
     groups = [seeds[i : i + share] for i in range(0, len(seeds), share)]
@@ -76,6 +93,8 @@ def run(
     else:
         results = joblib.Parallel(n_jobs=jobs)(joblib.delayed(run_in_one_thread)(*task) for task in tasks)
     result = Result.join(results, seeds)
+    if np.isnan(result.R[:, -1, 0]).all():
+        raise Diverged(f"{method.key}: every seed diverged. Lower lr or a strength, or bound the gradient with clip.")
     if place is not None:
         result.save(place)
         for file in files:
@@ -85,18 +104,22 @@ def run(
 
 def run_in_one_thread(*task) -> Result:
     torch.set_num_threads(1)
-    return run_group(*task)
+    return run_group(*task, alone=False)
 
 
-def run_group(method, stream, seeds, settings: dict, checkpoint: Path | None) -> Result:
-    """All tasks for some seeds in this process, with a checkpoint after each."""
+def run_group(method, stream, seeds, settings: dict, checkpoint: Path | None, alone: bool = True) -> Result:
+    """All tasks for some seeds in this process, with a checkpoint after each; ``alone`` if there are no others."""
     learner = Learner(method, stream, seeds=seeds, **settings)
     if checkpoint is not None and checkpoint.exists():
         load_checkpoint(learner, checkpoint)
-    while learner.done < learner.stream.tasks:
-        learner.learn()
-        if checkpoint is not None and learner.done < learner.stream.tasks:
-            save_checkpoint(learner, checkpoint)
+    try:
+        while learner.done < learner.stream.tasks:
+            learner.learn()
+            if checkpoint is not None and learner.done < learner.stream.tasks:
+                save_checkpoint(learner, checkpoint)
+    except Diverged:
+        if learner.active or alone:
+            raise  # else these seeds were dropped, and other processes may have better ones
     learner.progress.end()
     return learner.result()
 

@@ -3,6 +3,7 @@ from dataclasses import dataclass
 import torch
 
 from cl_lib import fisher
+from cl_lib.errors import suggest
 from cl_lib.functional import quadratic
 from cl_lib.method import Method
 from cl_lib.net import Bag
@@ -23,8 +24,8 @@ class EWC(Method):
     γ = 1 is the exact Laplace recursion of Huszár (2018). Schwarz et al. penalise with γ F̃ instead, which
     ``discount_newest=True`` does; the two agree at γ = 1.
 
-    Where papers and code disagree: the ½ is Kirkpatrick's (Mammoth and Avalanche leave it out: halve their λ
-    … double ours); F is a mean over samples, per sample, never the square of a batch gradient (Avalanche);
+    Where papers and code disagree: the ½ is Kirkpatrick's (Mammoth and Avalanche leave it out: our λ
+    is twice theirs); F is a mean over samples, per sample, never the square of a batch gradient (Avalanche);
     the Fisher is exact by default (van de Ven, 2025, compares the kinds).
 
     Cost: one pass over ``fisher_samples`` samples at the end of a task, two vectors of the parameters' size.
@@ -45,6 +46,12 @@ class EWC(Method):
     }
     citation = "Kirkpatrick et al., 2017, PNAS 114: 3521–3526; Schwarz et al., 2018, ICML (online)"
     cost = "end of task: Fisher of fisher_samples samples; memory: 2 × parameters; constant in the tasks"
+
+    def check(self, learner):
+        if self.fisher not in fisher.KINDS:
+            raise suggest(self.fisher, fisher.KINDS, "kind of Fisher information")
+        x, y = learner.example()  # a network without single samples' gradients is refused now, not after a task
+        fisher.diagonal(learner.net(), x[None], kind="empirical", y=y[None])
 
     def penalty(self, net, batch, memory):
         if not memory or self.strength == 0:

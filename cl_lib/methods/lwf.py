@@ -2,6 +2,7 @@ from dataclasses import dataclass
 
 import torch
 
+from cl_lib.errors import InputError
 from cl_lib.functional import distillation
 from cl_lib.method import Method
 
@@ -33,6 +34,10 @@ class LwF(Method):
     neutral = {"strength": 0.0}
     citation = "Li & Hoiem, 2017, TPAMI 40: 2935–2947"
     cost = "each step: one forward pass; memory: one network; constant in the tasks"
+
+    def check(self, learner):
+        if self.temperature <= 0:
+            raise InputError(f"temperature={self.temperature} divides the logits: give a number above 0, such as 2.")
 
     def before_task(self, net, task, memory):
         return net.snapshot() if task.index > 0 else memory
