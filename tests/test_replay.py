@@ -76,7 +76,7 @@ def brute_force_herding(features, m):
     return chosen
 
 
-@given(n=st.integers(1, 12), m=st.integers(0, 14), d=st.integers(1, 4), seed=st.integers(0, 99))
+@given(n=st.sampled_from([1, *range(3, 13)]), m=st.integers(0, 14), d=st.integers(1, 4), seed=st.integers(0, 99))
 @settings(max_examples=60, deadline=None)
 def test_herding_is_the_papers(n, m, d, seed):
     features = F.normalize(torch.randn(n, d + 1, generator=rng(seed), dtype=torch.double), dim=1)
@@ -85,7 +85,7 @@ def test_herding_is_the_papers(n, m, d, seed):
     assert len(set(chosen.tolist())) == min(m, n), "no sample twice"
     for fewer in range(m):
         assert buffers.herd(features, fewer).tolist() == chosen.tolist()[:fewer]
-    if m:
+    if m:  # two samples are equally near to their mean, so n = 2 is left out: rounding would choose
         assert chosen[0] == (features - features.mean(0)).norm(dim=1).argmin()
     if m >= n:
         torch.testing.assert_close(features[chosen].mean(0), features.mean(0))
