@@ -20,6 +20,7 @@ import warnings
 from pathlib import Path
 
 import bare
+import pandas as pd
 import peers
 import torch
 from peers import LEAN, PEERS
@@ -32,8 +33,15 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # What the settings of the workload are for a method that has them, and what they are for one method alone.
 SHARED = {"memory": 500, "replay_batch": 128}
-SETTINGS = {"ewc": {"strength": 100.0}, "er": {"joined": True}, "lwf": {"strength": 1.0, "temperature": 2.0}}
-LIMITS = {"finetune": 1.2, "ewc": 1.45, "lwf": 1.65, "er": 2.4, "agem": 2.4}  # training time over the bare loop's
+SETTINGS = {
+    "ewc": {"strength": 100.0}, "er": {"joined": True}, "lwf": {"strength": 1.0, "temperature": 2.0},
+    "si": {"strength": 1.0}, "der": {"strength": 0.5}, "derpp": {"strength": 1.0, "label_strength": 0.5},
+    "gem": {"margin": 0.5},
+}
+LIMITS = {  # training time over the bare loop's
+    "finetune": 1.2, "ewc": 1.45, "lwf": 1.65, "er": 2.4, "agem": 2.4, "mas": 1.45, "si": 1.7, "ewc_kfac": 4.5,
+    "der": 2.5, "derpp": 3.4, "gem": 4.0, "gpm": 2.0, "upgd": 2.5,
+}
 FASTER = 2.2  # than Avalanche
 RELEARNS = {"joint"}  # trains on all data so far, and so does the bare loop beside it
 
@@ -45,20 +53,21 @@ def main():
     report = Report(Workload(arguments), arguments)
     report.say(report.head())
     report.methods()
-    for line in (evaluation, end_of_task, processes, stacked, captured):
+    for line in (evaluation, end_of_task, processes, stacked, captured) if report.rounds else ():
         report.line(line)
     if arguments.growth:
-        report.grow()
+        report.grow(arguments.growth)
     report.say("\n" + report.table())
     report.save(arguments.out)
 
 
 def parse():
     p = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
-    p.add_argument("--rounds", type=int, default=5, help="how often everything is measured")
+    p.add_argument("--rounds", type=int, default=5, help="how often everything is measured; 0: only the growth")
     p.add_argument("--methods", default="", help="registry keys with commas; all unless stated")
     p.add_argument("--peers", action="store_true", help="Avalanche too; makes .venv-avalanche if it is not there")
-    p.add_argument("--growth", action="store_true", help="time and stored bytes at 5, 10 and 20 tasks too")
+    p.add_argument("--growth", nargs="?", type=Path, const=ROOT / "_build" / "growth.csv", metavar="CSV",
+                   help="time and stored bytes at 5, 10 and 20 tasks too, also into this file")
     p.add_argument("--data", help="data root that has MNIST")
     p.add_argument("--tiny", action="store_true", help="a few steps on noise: does the bench run?")
     p.add_argument("--out", type=Path, default=ROOT / "_build" / "bench.json", help="where the numbers go, as JSON")
@@ -280,8 +289,9 @@ class Report:
         about = {"what": figure.__doc__, "limit": figure.limit, "note": figure.note}
         self.lines[figure.__name__] = {**about, "ratios": ratios}
 
-    def grow(self) -> None:
+    def grow(self, path: Path) -> None:
         """Milliseconds of a step and of the end of a task at the last of 5, 10 and 20 tasks, and the bytes kept."""
+        path.parent.mkdir(parents=True, exist_ok=True)
         d, n, m = self.work.data, 1280, 200
         few = cl_lib.Dataset(f"{d.name}-{n}", d.x[:n], d.y[:n], d.x_test[:m], d.y_test[:m], d.classes)
         for about in (a for a in cl_lib.methods() if a["key"] in self.keys):
@@ -297,11 +307,14 @@ class Report:
                     "step_ms": 1e3 * last["train"] / steps, "task_end_ms": 1e3 * last["task_end"],
                     "bytes": int(r.stored_bytes["total"]),
                 }
+            rows = [{"method": key, "tasks": t, **v} for key, at in self.growth.items() for t, v in at.items()]
+            pd.DataFrame(rows).to_csv(path, index=False, float_format="%.3f")
+            self.say(f"{about['key']}: growth measured")
 
     def table(self) -> str:
         names = f"{'train s':>8} {'task end':>8} {'evaluate':>8} {'accuracy':>8}"
         out = [f"{'method':<10} {'train / bare':>20} {'limit':>8} {'':>5} {names}"]
-        for key, rounds in self.measured.items():
+        for key, rounds in self.measured.items() if self.rounds else ():
             ratio = [r["train"] / r["bare"] for r in rounds]
             limit = ("<=", LIMITS[key]) if key in LIMITS else None
             cells = [f"{median(rounds, name):8.2f}" for name in ("train", "task_end", "evaluate")]

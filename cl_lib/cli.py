@@ -9,8 +9,9 @@ import pandas as pd
 
 from cl_lib import datasets, notebooks, streams
 from cl_lib.errors import Diverged, InputError, suggest
-from cl_lib.method import SCENARIOS, described, parameter_names, registry
+from cl_lib.method import SCENARIOS
 from cl_lib.options import Options
+from cl_lib.registry import described, parameter_names, registry
 from cl_lib.results import Result
 from cl_lib.runs import run
 
@@ -84,7 +85,7 @@ def add_run_options(command: argparse.ArgumentParser) -> None:
     how = command.add_argument_group("training")
     how.add_argument("--seeds", default="1", help="how many (5 means 0 to 4), or which: 3,4 (default: 1)")
     how.add_argument(
-        "--network", default=default["network"], help="mlp, cnn, alexnet, resnet18 or resnet50 (default: mlp)"
+        "--network", default=default["network"], help="mlp, cnn, homogeneous_mlp, alexnet, resnet18, …"
     )
     how.add_argument("--hidden", default="100,100", help="widths of the mlp's hidden layers (default: 100,100)")
     how.add_argument("--epochs", type=int, default=default["epochs"], help="passes over a task (default: %(default)s)")

@@ -48,6 +48,13 @@ def layers(net: Net) -> dict[str, slice]:
     return places
 
 
+def transplant(θ: Tensor, donor: Tensor, at: slice) -> Tensor:
+    """θ ``[…, P]`` with the coordinates ``at``, a layer's place, taken from ``donor`` ``[…, P]``."""
+    θ = θ.clone()
+    θ[..., at] = donor[..., at]
+    return θ
+
+
 def logits_of(net: Net, x: Tensor, rows: Tensor | None = None) -> Function:
     """θ ``[P]`` -> logits ``[n, C]`` of the inputs ``x``; ``rows`` masks as in ``functional.masked``."""
     return lambda θ: masked(net.replace(params=unvector(net, θ), training=False)(x), rows)

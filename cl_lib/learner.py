@@ -11,7 +11,7 @@ import contextlib
 import hashlib
 import math
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
@@ -22,11 +22,12 @@ from cl_lib import networks
 from cl_lib.errors import InputError, suggest
 from cl_lib.loop import Loop, alike, take
 from cl_lib.memory import placed
-from cl_lib.method import Method, check_parameters, make, parameter_names
+from cl_lib.method import Method
 from cl_lib.net import Bag, Net
 from cl_lib.options import DTYPES, Options, identify, plain
 from cl_lib.progress import Progress
 from cl_lib.records import Records
+from cl_lib.registry import check_parameters, make, parameter_names
 from cl_lib.stream import Stream
 
 EVALUATION_BATCH = 2048
@@ -166,9 +167,25 @@ class Learner:
             reason = f"{self.method.key} trains each seed in a loop of its own"
         if wanted is not None and (type(plain(wanted)) is not int or wanted < 1):
             raise InputError(f"seeds_at_once={wanted!r} must be a whole number of seeds, 1 or more.")
+        several = len(self.seeds) > 1 and (self.device.type == "cuda" if wanted is None else wanted > 1)
+        if reason is None and several:
+            reason = self._refused_by_vmap()
         if reason is not None and wanted is not None and wanted > 1:
             raise InputError(f"seeds_at_once={wanted} is not possible: {reason}. Leave it out or set it to 1.")
         return reason is None
+
+    @torch.no_grad()
+    def _refused_by_vmap(self) -> str | None:
+        """Why two seeds cannot go through the network at once, or None: a forward pass tells what no list foresees."""
+        x = self.example()[0].expand(2, 2, *self.stream.shape)  # [seeds, batch, …]
+        owned = pytree.tree_map(torch.clone, take((self.params, self.buffers), (0, 1)))
+        try:
+            with self.autocast():
+                vmap(lambda params, buffers, x: Net(self.module, params, buffers, training=True)(x))(*owned, x)
+        except RuntimeError as error:
+            reason = str(error).strip().partition("\n")[0].partition(". ")[0]
+            return f"torch.func.vmap cannot carry the network ({reason})"
+        return None
 
     def net(self, position: int = 0, training: bool = False) -> Net:
         """One seed's network as it is now, by its position among ``seeds``."""
@@ -217,18 +234,24 @@ class Learner:
         joined: Bag | None = None,
         alone: bool = False,
         options: Options | None = None,
+        positions: list[int] | None = None,
+        stop: Callable[[int, int], bool] | None = None,
     ) -> None:
-        """One loop of epochs over the training data of ``tasks``, for all seeds.
+        """One loop of epochs over the training data of ``tasks``, for all seeds, or those at ``positions``.
 
         ``joined`` adds samples of each seed's own, ``x`` ``[S, m, …]`` in input space and rows ``y`` ``[S, m]``;
         if it has them, ``task`` ``[S, m]`` says to which of ``tasks`` they belong (else the last) and ``count``
         ``[S]`` how many of the m rows a seed uses. With ``alone`` nothing else is trained on; ``tasks`` then only
         says which output rows count. ``options`` replaces the run's, its ``dtype`` and ``network`` apart.
+        ``stop(position, epoch)`` is asked after every epoch whether that seed has had enough.
         """
-        active = list(self.active)  # a seed that diverges leaves the learner's list, not this one
+        active = list(self.active if positions is None else positions)  # a seed that diverges leaves the learner's list, not this one
         for start in range(0, len(active), self.seeds_at_once):
             group = active[start : start + self.seeds_at_once]
-            Loop(self, group, tasks, epochs, joined, alone, options).run()
+            with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+                # what a network draws from torch's global generator is the seed's own too
+                torch.manual_seed(generator(self.seeds[group[0]], f"global {self.met}").initial_seed())
+                Loop(self, group, tasks, epochs, joined, alone, options, stop).run()
 
     # --- what counts -------------------------------------------------------------------------------------
 

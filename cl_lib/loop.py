@@ -71,10 +71,11 @@ class Loop:
         joined: Bag | None,
         alone: bool = False,
         options=None,
+        stop=None,
     ):
         self.learner, self.method, self.options = learner, learner.method, options or learner.options
         self.running, self.tasks, self.joined, self.alone = tuple(group), tasks, joined, alone
-        self.epochs = self.options.epochs if epochs is None else epochs
+        self.epochs, self.stop = self.options.epochs if epochs is None else epochs, stop
         self.pools = {i: self._pool(i) for i in group}
         self.optimizer = self.options.make_optimizer(
             [leaf for i in group for leaf in learner.leaves[i].values()], capturable=learner.capture
@@ -175,6 +176,10 @@ class Loop:
             if not self.running:
                 break
         self._take_best()
+        for i in self.running:
+            if not all(leaf.isfinite().all() for leaf in self.learner.leaves[i].values()):
+                last = math.ceil(len(self.pools[i].index) / self.options.batch_size) - 1
+                self._diverged(i, self.shared.epoch, last, "a parameter became infinite or nan")
 
     def _step(self, group: tuple[int, ...], batch: Bag) -> Tensor:
         """One step of the seeds in ``group``; returns their losses ``[G]``, still on the device."""
@@ -278,17 +283,19 @@ class Loop:
             own = torch.stack([loss[group.index(i)] for group, loss in losses if i in group]).cpu()
             bad = (~own.isfinite()).nonzero().flatten()
             if len(bad):
-                self._diverged(i, epoch, int(bad[0]), float(own[bad[0]]))
+                self._diverged(i, epoch, int(bad[0]), f"the loss became {float(own[bad[0]])}")
             learner.records.loss(i, self.tasks[-1], epoch, float(own.mean()))
         self.running = tuple(i for i in self.running if i in learner.active)
         learner.progress.epoch(self.tasks[-1], epoch, learner.records, self.running)
         if self.options.patience is not None and self.running:
             self._stop_early(epoch)
+        if self.stop is not None:
+            self.running = tuple(i for i in self.running if not self.stop(i, epoch))
 
-    def _diverged(self, position: int, epoch: int, step: int, value: float) -> None:
+    def _diverged(self, position: int, epoch: int, step: int, what: str) -> None:
         learner = self.learner
         message = (
-            f"{self.method.key}, seed {learner.seeds[position]}: the loss became {value} in task {self.tasks[-1]}, "
+            f"{self.method.key}, seed {learner.seeds[position]}: {what} in task {self.tasks[-1]}, "
             f"epoch {epoch}, step {step}, with lr={self.options.lr} and parameters {self.method.parameters()}. "
             "Lower lr or a strength, or bound the gradient with clip; on_divergence='drop' lets the other seeds finish."
         )

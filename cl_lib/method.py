@@ -1,28 +1,28 @@
-"""What a continual-learning method is, and the registry that knows them all.
+"""What a continual-learning method is, and what a sum of methods is.
 
 A method is written for ONE model, as its paper writes it; the learner lifts it over the seeds. A class that
-derives from :class:`Method` registers itself where it is defined: one new file in ``cl_lib/methods`` adds a
-method to the command line, the benchmark, the tests and the book.
+derives from :class:`Method` enters itself into the registry: one new file in ``cl_lib/methods`` adds a method to
+the command line, the benchmark, the tests and the book.
 """
 
-import contextlib
 import dataclasses
-import importlib
-import inspect
-import math
-import pkgutil
-import typing
 from typing import ClassVar
 
 from torch import nn
 
-from cl_lib.errors import InputError, suggest
+from cl_lib.errors import InputError
 from cl_lib.functional import cross_entropy
 from cl_lib.net import Bag
-from cl_lib.options import plain
 
 SCENARIOS = ("task", "domain", "class")
-_registry: dict[str, type["Method"]] = {}
+REGISTERED: dict[str, type["Method"]] = {}
+#: Hooks that say what the step is, so that only one part of a sum can have its own.
+EXCLUSIVE = {
+    "build": "changes the network",
+    "task": "has its own loss on the new data",
+    "direct": "has its own direction of the step",
+    "predict": "has its own way to answer",
+}
 
 
 class Method:
@@ -58,13 +58,13 @@ class Method:
         cls.key = key or cls.__name__.lower()
         if not registered:
             return
-        known = _registry.get(cls.key)
+        known = REGISTERED.get(cls.key)
         if known is not None and known.__module__.startswith("cl_lib.") and known.__module__ != cls.__module__:
             raise InputError(
                 f"The key {cls.key!r} already belongs to {known.__module__}.{known.__name__}; "
                 f"name your class differently or state class {cls.__name__}(Method, key='another')."
             )
-        _registry[cls.key] = cls
+        REGISTERED[cls.key] = cls
 
     # --- one model ---------------------------------------------------------------------------------------
 
@@ -115,13 +115,15 @@ class Method:
         """Train task number ``task``; only where training is not one loop over that task's data."""
         learner.train([task])
 
+    def stored(self, learner) -> dict[str, int]:
+        """Bytes for one seed that it keeps beside ``memory``: old data that it reads from the stream again, say."""
+        return {}
+
     def check(self, learner) -> None:
         """Raise :class:`~cl_lib.errors.InputError` where the settings break what the method promises."""
 
     def __add__(self, other: "Method") -> "Method":
-        """Both methods at once: see :class:`~cl_lib.combine.Combined`."""
-        from cl_lib.combine import Combined
-
+        """Both methods at once: see :class:`Combined`."""
         return Combined(self, other) if isinstance(other, Method) else NotImplemented
 
     # --- about itself ------------------------------------------------------------------------------------
@@ -145,137 +147,135 @@ class Method:
             )
 
 
-def registry() -> dict[str, type[Method]]:
-    """Key -> class of every registered method, the folder ``cl_lib/methods`` scanned."""
-    folder = importlib.import_module("cl_lib.methods")
-    for module in pkgutil.iter_modules(folder.__path__):
-        importlib.import_module(f"cl_lib.methods.{module.name}")
-    return dict(sorted(_registry.items()))
-
-
 def fields_of(cls: type[Method]) -> dict[str, dataclasses.Field]:
     return {f.name: f for f in dataclasses.fields(cls)} if dataclasses.is_dataclass(cls) else {}
 
 
-def make(method, **parameters) -> Method:
-    """The method object for a registry key, a class or an object, with the given parameters.
+class Combined(Method, registered=False):
+    r"""The sum of methods that add something: penalties are added up, buffers stand side by side.
 
-    ``"er+lwf"`` is a sum; the parameters of its parts are named ``**{"lwf.strength": 2}``, or plainly where one
-    part alone has them. A wrapper's host is named by ``host="ewc"`` and its parameters by ``host.strength``.
-    Raises ``InputError`` for an unknown key or parameter, naming the nearest right one.
+    .. math:: \mathcal L(\theta) = \mathcal L_t(\theta) + \sum_p \mathcal P_p(\theta)
+
+    Each part keeps its own memory, its own view of the batch and its own random stream, the one that it has alone:
+    with the others' strengths at 0 a part does exactly what it does alone. One part may have a loss, a direction,
+    a network or an answer of its own; two of the same kind contradict each other and are refused, as are methods
+    that train in a loop of their own.
     """
-    if isinstance(method, str) and "+" in method:
-        keys = method.split("+")
-        shares = share_out(keys, parameters)
-        return sum((make(key, **shares[key]) for key in keys[1:]), start=make(keys[0], **shares[keys[0]]))
-    if isinstance(method, str):
-        known = registry()
-        if method not in known:
-            raise suggest(method, known, "method")
-        method = known[method]
-    if isinstance(method, Method):
-        if not parameters:
-            return method
-        cls, given = type(method), {f: getattr(method, f) for f in fields_of(type(method))}
-    elif inspect.isclass(method) and issubclass(method, Method):
-        cls, given = method, {}
-    else:
-        raise InputError(f"{method!r} is not a method: give a registry key, a Method class or a Method.")
 
-    known = fields_of(cls)
-    below = {name.removeprefix("host."): v for name, v in parameters.items() if name.startswith("host.")}
-    own = {name: v for name, v in parameters.items() if not name.startswith("host.")}
-    for name in own:
-        if not known:
-            raise InputError(f"{cls.key} has no parameters to set here, so {name!r} cannot be one of them.")
-        if name not in known:
-            raise suggest(name, known, f"parameter of {cls.key}")
-    given |= own
-    if "host" in known and (below or isinstance(given.get("host"), str)):
-        given["host"] = make(given.get("host", known["host"].default), **below)
-    elif below:
-        raise InputError(f"{cls.key} wraps no other method, so host.{next(iter(below))} cannot be set.")
-    try:
-        return cls(**given)
-    except TypeError as error:
-        raise InputError(f"{cls.key}: {error}.") from None
+    family = "combination"
 
+    def __init__(self, *parts: Method):
+        self.parts = [q for p in parts for q in (p.parts if isinstance(p, Combined) else [p])]
+        keys = [p.key for p in self.parts]
+        self.key = "+".join(keys)
+        if twice := sorted({k for k in keys if keys.count(k) > 1}):
+            raise InputError(f"{self.key} names {twice[0]} twice: give each method once, with the strength you want.")
+        for part in self.parts:
+            if part.has("fit"):
+                raise InputError(
+                    f"{part.key} trains in a loop of its own, so nothing can be added to it: run it alone."
+                )
+        for hook, why in EXCLUSIVE.items():
+            having = [p.key for p in self.parts if p.has(hook)]
+            if len(having) > 1:
+                raise InputError(f"{' and '.join(having)} cannot be combined: each {why}. Keep one of them.")
+        self.scenarios = tuple(s for s in Method.scenarios if all(s in p.scenarios for p in self.parts))
+        if not self.scenarios:
+            raise InputError(f"{self.key} serves no scenario: its methods need different ones.")
+        common = [s for s in self.scenarios if all(s in p.poor for p in self.parts)]
+        self.poor = {s: self.parts[0].poor[s] for s in common}
+        self.stacked = all(p.stacked for p in self.parts)
+        self.watches = any(p.watches for p in self.parts)
+        self.citation = "; ".join(p.citation for p in self.parts)
 
-#: The least that a parameter of such a name can be, in every method that has it.
-LEAST = {"strength": 0, "decay": 0, "memory": 0, "replay_batch": 1, "fisher_samples": 1}
-KINDS = {int: "a whole number", float: "a number", str: "a word", bool: "True or False", type(None): "None"}
+    def __repr__(self) -> str:
+        return " + ".join(map(repr, self.parts))
 
+    def has(self, hook):
+        return any(p.has(hook) for p in self.parts)
 
-def check_parameters(method: Method) -> None:
-    """Refuse a parameter of the wrong kind or size before any training; also in the parts of a sum and in a host."""
-    for part in getattr(method, "parts", ()):
-        check_parameters(part)
-    hints = {}
-    with contextlib.suppress(NameError):  # a type that only its own module knows
-        hints = typing.get_type_hints(type(method))
-    for name, field in fields_of(type(method)).items():
-        value, hint = plain(getattr(method, name)), hints.get(name, object)
-        kinds = typing.get_args(hint) or (hint,)
-        if isinstance(value, Method):
-            check_parameters(value)
-        if not {*kinds} <= {*KINDS}:
-            continue  # a parameter of another kind is its method's own matter
-        fits = type(value) in kinds or (type(value) is int and float in kinds)
-        number = fits and type(value) in (int, float)
-        if not fits or (number and not (math.isfinite(value) and value >= LEAST.get(name, -math.inf))):
-            least = f", {LEAST[name]} or more" if name in LEAST else ""
-            usual = "" if field.default is dataclasses.MISSING else f" (usually {field.default!r})"
-            wanted = " or ".join(KINDS[kind] for kind in kinds)
-            raise InputError(f"{method.key} cannot use {name}={value!r}: give {wanted}{least}{usual}.")
+    def parameters(self):
+        return {p.key: p.parameters() for p in self.parts}
 
+    def build(self, network, stream):
+        return self._one("build", Method.build)(network, stream)
 
-def parameter_names(method) -> list[str]:
-    """What :func:`make` takes for a method: the names of its parameters; for a sum also ``key.name`` of its parts."""
-    keys = method.split("+") if isinstance(method, str) else [method]
-    classes = [registry()[k] if isinstance(k, str) else k if isinstance(k, type) else type(k) for k in keys]
-    each = [list(fields_of(cls)) for cls in classes]
-    names = [name for own in each for name in own]
-    if len(keys) == 1:
-        return names
-    alone = [name for name in names if names.count(name) == 1]
-    return [f"{key}.{name}" for key, own in zip(keys, each, strict=True) for name in own] + alone
+    def check(self, learner):
+        for part in self.parts:
+            part.check(learner)
 
+    def start(self, learner):
+        views = [(p, View(learner, p.key)) for p in self.parts]
+        return Bag({p.key: memory for p, view in views if (memory := p.start(view))})
 
-def share_out(keys: list[str], parameters: dict) -> dict[str, dict]:
-    """The parameters of each part of a sum, from ``key.name`` or a ``name`` that one part alone has."""
-    shares: dict[str, dict] = {key: {} for key in keys}
-    for name, value in parameters.items():
-        owner, dot, rest = name.partition(".")
-        if dot:
-            if owner not in shares:
-                raise suggest(owner, keys, "method of this sum")
-            shares[owner][rest] = value
-            continue
-        having = [key for key in keys if key in registry() and name in fields_of(registry()[key])]
-        if len(having) != 1:
-            parts = " and ".join(having) or "none of " + ", ".join(keys)
-            raise InputError(f"{name!r} is a parameter of {parts}: name it with its method, such as {keys[0]}.{name}.")
-        shares[having[0]][name] = value
-    return shares
+    def task(self, net, batch):
+        for p in self.parts:
+            if p.has("task"):
+                return p.task(net, own(batch, p))
+        return super().task(net, batch)
 
+    def penalty(self, net, batch, memory):
+        return sum(p.penalty(net, own(batch, p), memory.get(p.key, Bag())) for p in self.parts)
 
-def describe(cls: type[Method]) -> dict:
-    """Key, family, scenarios, citation and parameters (name -> default) of a method, as plain values."""
+    def direct(self, grads, net, batch, memory):
+        for p in self.parts:
+            if p.has("direct"):
+                return p.direct(grads, net, own(batch, p), memory.get(p.key, Bag()))
+        return grads
 
-    def default(field):
-        value = field.default if field.default is not dataclasses.MISSING else None
-        return value.key if isinstance(value, Method) else value
+    def predict(self, net, x, memory):
+        for p in self.parts:
+            if p.has("predict"):
+                return p.predict(net, x, memory.get(p.key, Bag()))
+        return net(x)
 
-    return {
-        "key": cls.key,
-        "family": cls.family,
-        "scenarios": list(cls.scenarios),
-        "citation": cls.citation,
-        "cost": cls.cost,
-        "parameters": {name: default(f) for name, f in fields_of(cls).items()},
-    }
+    def before_task(self, net, task, memory):
+        return self._each("before_task", net, task, memory)
+
+    def after_task(self, net, task, memory):
+        return self._each("after_task", net, task, memory)
+
+    def before_step(self, learner, batch, memory):
+        for p in self.parts:
+            seen = Bag(batch)
+            p.before_step(View(learner, p.key), seen, memory.get(p.key, Bag()))
+            if new := {k: v for k, v in seen.items() if batch.get(k) is not v}:
+                batch[p.key] = Bag(new)
+
+    def after_step(self, learner, batch, memory):
+        for p in self.parts:
+            p.after_step(View(learner, p.key), own(batch, p), memory.get(p.key, Bag()))
+
+    def _one(self, hook, default):
+        """The hook of the one part that has its own, or the default's."""
+        return next((getattr(p, hook) for p in self.parts if p.has(hook)), default.__get__(self))
+
+    def _each(self, hook, net, task, memory):
+        new = Bag()
+        for p in self.parts:
+            generators = View(task.learner, p.key).generators
+            task.generator = generators["method"][task.position]
+            if part := getattr(p, hook)(net, task, memory.get(p.key, Bag())):
+                new[p.key] = part
+        return new
 
 
-def described() -> list[dict]:
-    """Every registered method described: key, family, scenarios, citation, cost, parameters."""
-    return [describe(cls) for cls in registry().values()]
+def own(batch: Bag, part: Method) -> Bag:
+    """The batch as one part sees it: with what its own ``before_step`` put there and an ``out`` of its own."""
+    out = {"out": batch.out.setdefault(part.key, Bag())} if "out" in batch else {}
+    return Bag(batch, **batch.get(part.key, {}), **out)
+
+
+class View:
+    """The learner as one part sees it: with a random stream of that part's own."""
+
+    def __init__(self, learner, key: str):
+        self._learner = learner
+        self._stream = learner.stream_of("method", key)
+
+    def __getattr__(self, name):
+        return getattr(self._learner, name)
+
+    @property
+    def generators(self) -> dict:
+        return {**self._learner.generators, "method": self._stream}

@@ -79,6 +79,20 @@ class Net:
                 self._earlier[id(x)] = x, self._logits, self._features
         return self._logits
 
+    def together(self, *batches: Tensor) -> None:
+        """One forward pass of several batches, joined; what is then asked of each is there already.
+
+        Train-mode batch norm sees all of them as one batch.
+        """
+        if all(id(x) in self._earlier for x in batches):
+            return
+        self._forward(torch.cat(batches))
+        sizes = [len(x) for x in batches]
+        features = [None] * len(sizes) if self._features is None else self._features.split(sizes)
+        for x, logits, own in zip(batches, self._logits.split(sizes), features, strict=True):
+            self._earlier[id(x)] = x, logits, own
+        self._x = None
+
     def features(self, x: Tensor) -> Tensor:
         """Penultimate features [B, d]: what enters the head. Shares one forward pass with the logits of x."""
         self(x)

@@ -66,6 +66,18 @@ def cnn(shape: Shape, outputs: int, bias: bool | str = True, scale: float | None
     return _start(Classifier(body, nn.Linear(84, outputs, _has_bias(bias, 3))), scale)
 
 
+def homogeneous_mlp(
+    shape: Shape, outputs: int, hidden: tuple[int, ...] = (1000, 1000), scale: float = 1e-3
+) -> Classifier:
+    """An `mlp` with a bias in the first layer only, which starts small: what ReCL's theory asks for."""
+    return mlp(shape, outputs, hidden, bias="first", scale=scale)
+
+
+def homogeneous_cnn(shape: Shape, outputs: int, scale: float = 1e-3) -> Classifier:
+    """A `cnn` with a bias in the first layer only, which starts small."""
+    return cnn(shape, outputs, bias="first", scale=scale)
+
+
 def alexnet(shape: Shape, outputs: int, width: int = 1024, dropout: float = 0.5) -> Classifier:
     """AlexNet for small images: its five convolutions with a 3 × 3 stem of stride 1, padded pools, two dense
     layers of `width` units with dropout. (torchvision's form needs 63 pixels and 57 million parameters.)"""
@@ -139,7 +151,7 @@ def _start(network: Classifier, scale: float | None) -> Classifier:
     return network
 
 
-NETWORKS = {factory.__name__: factory for factory in (mlp, cnn, alexnet, resnet18, resnet50)}
+NETWORKS = {factory.__name__: factory for factory in (mlp, cnn, homogeneous_mlp, homogeneous_cnn, alexnet, resnet18, resnet50)}
 
 
 # --- the network of one seed ------------------------------------------------------------------------------
@@ -160,7 +172,7 @@ def build(
             its initial weights.
         shape: of one input: channels, height, width.
         outputs: how many output rows the stream needs.
-        hidden: widths of the "mlp"; the other networks have widths of their own.
+        hidden: widths of the "mlp" and "homogeneous_mlp"; the other networks have widths of their own.
     Raises:
         InputError: an unknown name, a network that cannot take such inputs, another number of outputs.
     """
@@ -183,7 +195,7 @@ def _make(network, shape, outputs, hidden):
     if isinstance(network, str):
         if network not in NETWORKS:
             raise suggest(network, NETWORKS, "network")
-        return NETWORKS[network](shape, outputs, **({"hidden": tuple(hidden)} if network == "mlp" else {}))
+        return NETWORKS[network](shape, outputs, **({"hidden": tuple(hidden)} if network.endswith("mlp") else {}))
     if not callable(network):
         raise InputError(f"network={network!r} is not a network: give a name, a factory or an nn.Module.")
     module = network() if _callable_with_nothing(network) else network(shape, outputs)
@@ -214,6 +226,8 @@ def _check(module, shape, outputs):
         raise InputError(f"{name} gives {got} for 2 samples: it must give logits of shape (2, {outputs}).")
     if got[1] != outputs:
         raise InputError(f"{name} has {got[1]} outputs, but the stream has {outputs}: resize its last layer.")
+    if not any(p.requires_grad for p in module.parameters()):
+        raise InputError(f"{name} has no parameter to train: give it a layer with weights that require gradients.")
 
 
 # --- what the seed axis asks of a module ------------------------------------------------------------------

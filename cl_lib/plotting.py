@@ -32,7 +32,7 @@ LINES = ("-", "--", ":", "-.")
 # A column is a colour, a row a marker; the methods of one chapter stand in different columns.
 METHODS = (
     ("ewc", "lwf", "er", "agem", "mas", "si"),
-    ("gem", "der", "kfac", "topk", "mir", "derpp"),
+    ("gem", "der", "ewckfac", "ewctopk", "mir", "derpp"),
     ("gpm", "upgd", "gdumb", "hat", "packnet", "supsup"),
     ("pnn", "icarl", "lwfmc", "xder", "lucir", "oml"),
     ("flashback", "recl", "eidetic", "mer", "eracer", "scr"),

@@ -25,6 +25,14 @@ class Progress:
             f"loss {records.last_loss(running):.4f}{accuracy}"
         )
 
+    def reconstruct(self, task: int, step: int, steps: int, loss) -> None:
+        if self.shown and time.monotonic() - self.last > 0.2:
+            self.last = time.monotonic()
+            self._write(
+                f"{self.method}  task {task + 1}/{self.tasks}  reconstruction {step}/{steps}  "
+                f"loss {float(loss.mean()):.4f}"
+            )
+
     def say(self, message: str) -> None:
         """A sentence that stays, also where progress is silent."""
         print(message, file=sys.stderr)

@@ -132,10 +132,14 @@ class Stream:
         x = images.index_select(0, flat).view(*index.shape, *self.shape)
         x = x.float().mul_(1 / 255) if x.dtype == torch.uint8 else x
         x = self.view.images(x, seeds, index, task)
-        x = self.view.inputs(x.sub(self._mean).div_(self._std), seeds, task)
+        x = self.view.inputs(x.sub_(self._mean).div_(self._std), seeds, task)
 
         ranks = self._ranks(tuple(seeds)).gather(1, labels.index_select(0, flat).view_as(index))
         return x, ranks + (self.rows[task].start if isinstance(task, int) else self._first_row[task])
+
+    def pixels(self, x: Tensor) -> Tensor:
+        """Inputs `[…, channels, height, width]` as pixels from 0 to 1 again; permuted ones stay permuted."""
+        return x * self._std + self._mean
 
     @property
     def device(self) -> torch.device:

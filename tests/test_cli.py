@@ -100,6 +100,9 @@ def test_streams(capsys, tmp_path, name):
         (["run", "er", "--set", "memory"], "name=value"),
         (["run", "er", "--set", "ewc.strength=3"], "Did you mean 'strength'"),
         (["run", "er", "--tasks", "3"], "divided"),
+        (["run", "er", "--tasks", "0"], "tasks=0"),
+        (["run", "er", "--per-class", "0"], "per_class=0"),
+        (["run", "er", "--set", "memory=abc"], "memory='abc'"),
         (["run", "er", "--seeds", "-2"], "--seeds -2"),
         (["run", "er", "--seeds", "0"], "--seeds 0"),
         (["run", "er", "--seeds", "two"], "two"),
@@ -126,6 +129,12 @@ def test_a_failed_run_ends_with_1(capsys, tmp_path):
     assert status == 1 and "the loss became" in err and "Traceback" not in err
     with pytest.raises(cl_lib.Diverged):
         main(["run", "finetune", *QUICK, "--lr", "1e30", "--out", str(tmp_path), "--traceback"])
+
+
+def test_an_unforeseen_error_is_one_sentence_too(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr("cl_lib.cli.run", lambda *a, **k: {}["lost"])
+    status, _, err = call(capsys, "run", "er", "--out", tmp_path)
+    assert status == 1 and "KeyError" in err and "--traceback" in err and len(err.strip().splitlines()) == 1
 
 
 def test_no_abbreviated_flags_and_help_for_newcomers(capsys):

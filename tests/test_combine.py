@@ -8,11 +8,12 @@ import torch
 
 import cl_lib
 from cl_lib import Learner, Method, run
-from cl_lib.method import _registry, make
+from cl_lib.method import REGISTERED
 from cl_lib.methods.agem import AGEM
 from cl_lib.methods.er import ER
 from cl_lib.methods.ewc import EWC
 from cl_lib.methods.lwf import LwF
+from cl_lib.registry import make
 from cl_lib.runs import load_checkpoint, save_checkpoint
 
 QUICK = {"epochs": 2, "batch_size": 8, "hidden": (16,), "lr": 0.02}
@@ -114,4 +115,4 @@ def test_what_cannot_be_combined_is_refused():
         with pytest.raises(cl_lib.InputError, match="cannot serve class-incremental"):
             run(ER() + OtherDirection(), stream(), **QUICK)
     finally:
-        _registry.pop("otherdirection")
+        REGISTERED.pop("otherdirection")

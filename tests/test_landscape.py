@@ -40,6 +40,15 @@ def test_a_vector_and_back():
         assert torch.equal(p, net.params[name])
 
 
+def test_a_transplanted_layer_is_the_donors_and_the_rest_stays():
+    net = network()
+    θ, donor, at = draw(5, 31), draw(31), landscape.layers(net)["2"]
+    mixed = landscape.transplant(θ, donor, at)
+    assert torch.equal(mixed[:, at], donor[at].expand(5, -1))
+    mixed[:, at] = θ[:, at]
+    assert torch.equal(mixed, θ)
+
+
 def test_layers_are_the_places_of_weight_and_bias():
     net = network()
     assert landscape.layers(net) == {"0": slice(0, 16), "2": slice(16, 31)}

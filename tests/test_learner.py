@@ -10,7 +10,7 @@ import cl_lib
 from cl_lib import Learner, run
 from cl_lib.capture import Captured
 from cl_lib.learner import check_seeds, generator
-from cl_lib.method import Method, _registry
+from cl_lib.method import REGISTERED, Method
 from cl_lib.net import Bag
 
 QUICK = {"epochs": 2, "batch_size": 8, "hidden": (20,), "lr": 0.02}
@@ -220,7 +220,7 @@ def test_divergence_is_told_or_dropped():
             assert np.isnan(result.R[s]).all() == (c == 0), (s, c)
         assert np.isnan(result.metrics().acc).tolist() == [c == 0 for c in first]
     finally:
-        _registry.pop("explodes")
+        REGISTERED.pop("explodes")
 
 
 def test_recurrent_networks_run_one_seed_after_another():
@@ -267,6 +267,16 @@ def test_augmentation_is_drawn_per_seed():
         ({"network": nn.Linear(64, 10)}, "Linear"),
         ({"clip": -1.0}, "clip"),
         ({"jobs": 0}, "jobs"),
+        ({"seeds": 3.0}, "seeds"),
+        ({"seeds": [2**70]}, "seeds"),
+        ({"seeds_at_once": -1}, "seeds_at_once"),
+        ({"seeds_at_once": 1.5}, "seeds_at_once"),
+        ({"optimizer": None}, "adam"),
+        ({"schedule": 5}, "cosine"),
+        ({"schedule": {"milestones": [1], "gama": 0.1}}, "nothing else"),
+        ({"epochs": None}, "epochs"),
+        ({"lr": True}, "lr"),
+        ({"network": nn.Sequential(nn.Flatten(), nn.AdaptiveAvgPool1d(10))}, "no parameter to train"),
     ],
 )
 def test_bad_input_is_one_clear_sentence(bad, what):
@@ -274,8 +284,84 @@ def test_bad_input_is_one_clear_sentence(bad, what):
         run("finetune", stream(), **bad)
 
 
+@pytest.mark.parametrize(
+    "key, bad",
+    [
+        ("ewc", {"strength": "abc"}),
+        ("ewc", {"strength": math.nan}),
+        ("ewc", {"fisher_samples": 0}),
+        ("ewc", {"decay": -1}),
+        ("lwf", {"temperature": 0}),
+        ("er", {"memory": 2.5}),
+        ("er", {"memory": True}),
+        ("er", {"replay_batch": 0}),
+        ("agem", {"memory": None}),
+        ("er+lwf", {"lwf.strength": "x"}),
+    ],
+)
+def test_a_parameter_that_its_method_cannot_use_is_refused_before_training(key, bad):
+    (name,) = bad
+    with pytest.raises(cl_lib.InputError, match=f"{name.split('.')[-1]}={next(iter(bad.values()))!r}"):
+        Learner(key, stream(), **bad)
+
+
+def test_what_ewc_cannot_do_is_refused_before_training():
+    with pytest.raises(cl_lib.InputError, match="Did you mean 'exact'"):
+        Learner("ewc", stream(), fisher="exakt")
+
+    class Reader(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.lstm, self.head = nn.LSTM(8, 5, batch_first=True), nn.Linear(5, 10)
+
+        def forward(self, x):
+            return self.head(self.lstm(x.squeeze(1))[0][:, -1])
+
+    with pytest.raises(cl_lib.InputError, match=r"nn\.LSTM"):
+        Learner("ewc", stream(), network=Reader())
+
+
+@pytest.mark.parametrize("given", ["digits", None, cl_lib.load("digits")])
+def test_what_is_no_stream_is_refused(given):
+    with pytest.raises(cl_lib.InputError, match="not a stream"):
+        run("finetune", given)
+
+
 def test_seeds_given_as_a_number():
     assert check_seeds(3) == (0, 1, 2) and check_seeds([5, 3]) == (5, 3)
+
+
+def test_numpy_numbers_are_numbers():
+    assert check_seeds(np.int64(2)) == check_seeds(np.arange(2)) == check_seeds(torch.arange(2)) == (0, 1)
+    theirs = {"epochs": np.int64(2), "batch_size": np.int32(8), "hidden": np.array([20]), "lr": np.float64(0.02)}
+    one, other = (Learner("er", stream(), memory=m, **o) for m, o in ((np.int64(9), theirs), (9, QUICK)))
+    assert one.config() == other.config()
+
+
+class Dropping(nn.Module):
+    """Drops inputs by a function, which no list of layers knows of."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(64, 10)
+
+    def forward(self, x):
+        return self.head(F.dropout(x.flatten(1), 0.5, self.training))
+
+
+def test_what_a_network_draws_by_itself_belongs_to_its_seed():
+    before = torch.get_rng_state()
+    runs = [run("finetune", stream(), network=Dropping, seeds=seeds, **QUICK) for seeds in ((0, 1), (1,), (1,))]
+    assert torch.equal(before, torch.get_rng_state())
+    for other in runs[1:]:
+        np.testing.assert_array_equal(other.losses[0], runs[0].losses[1])
+    with pytest.raises(cl_lib.InputError, match=r"vmap cannot carry .*random"):
+        run("finetune", stream(), network=Dropping, seeds=2, seeds_at_once=2, **QUICK)
+
+
+def test_a_last_step_that_breaks_the_network_is_noticed():
+    with pytest.raises(cl_lib.Diverged, match="a parameter became"):
+        run("finetune", stream(tasks=1), epochs=1, batch_size=2000, lr=1e38, weight_decay=1e3)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
@@ -287,7 +373,7 @@ def test_cuda_that_is_not_there_is_refused():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("key", sorted(e["key"] for e in cl_lib.methods()))
 def test_captured_steps_give_eager_numbers(key):
-    scenario = cl_lib.method.registry()[key].scenarios[-1]
+    scenario = cl_lib.registry.registry()[key].scenarios[-1]
     eager, captured = (
         run(key, stream(scenario), seeds=(0, 1), device="cuda", capture=c, optimizer="adam", **QUICK)
         for c in (False, True)

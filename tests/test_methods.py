@@ -10,9 +10,9 @@ from torch import nn
 
 import cl_lib
 from cl_lib import Learner, run
-from cl_lib.method import make
 from cl_lib.methods.agem import project
 from cl_lib.net import Bag, Net
+from cl_lib.registry import make
 
 pytestmark = pytest.mark.filterwarnings("ignore::cl_lib.PoorPairing")
 QUICK = {"epochs": 1, "batch_size": 8, "hidden": (16,), "lr": 0.02}

@@ -13,9 +13,9 @@ from torch.func import vmap
 
 import cl_lib
 from cl_lib import Learner, networks, run
-from cl_lib.method import make
 from cl_lib.methods import agem, gem, gpm
 from cl_lib.net import Bag, Net
+from cl_lib.registry import make
 
 QUICK = {"epochs": 1, "batch_size": 8, "hidden": (16,), "lr": 0.02}
 DOUBLE = QUICK | {"dtype": "float64"}

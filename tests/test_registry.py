@@ -10,7 +10,8 @@ import torch
 import cl_lib
 from cl_lib import networks
 from cl_lib.learner import Learner
-from cl_lib.method import SCENARIOS, Method, fields_of, make, registry
+from cl_lib.method import REGISTERED, SCENARIOS, Method, fields_of
+from cl_lib.registry import make, registry
 from cl_lib.runs import load_checkpoint, run, save_checkpoint
 
 METHODS = sorted(registry())
@@ -202,9 +203,7 @@ def test_one_file_adds_a_method(tmp_path, monkeypatch):
         assert_same(weights(half, 0), weights(slow, 0))
         assert "halfstep" in [e["key"] for e in cl_lib.methods()]
     finally:
-        from cl_lib import method
-
-        method._registry.pop("halfstep", None)
+        REGISTERED.pop("halfstep", None)
 
 
 def test_unknown_names_suggest_the_nearest():

@@ -11,10 +11,10 @@ import cl_lib
 from cl_lib import InputError, Learner, fisher, spectrum
 from cl_lib.functional import quadratic, with_gradient
 from cl_lib.landscape import vector
-from cl_lib.method import make
 from cl_lib.methods.ewc_kfac import join, kronecker_form, nearest
 from cl_lib.methods.mas import importance
 from cl_lib.net import Bag, Net
+from cl_lib.registry import make
 
 pytestmark = pytest.mark.filterwarnings("ignore::cl_lib.PoorPairing")
 QUICK = {"epochs": 1, "batch_size": 8, "hidden": (8,), "lr": 0.02, "dtype": "float64"}

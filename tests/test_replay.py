@@ -15,12 +15,12 @@ import cl_lib
 from cl_lib import Learner, run
 from cl_lib import memory as buffers
 from cl_lib.learner import generator
-from cl_lib.method import make
 from cl_lib.methods import dgr, gdumb
 from cl_lib.methods.er import ER
 from cl_lib.methods.mir import most_interfered
 from cl_lib.net import Bag
 from cl_lib.networks import resnet18
+from cl_lib.registry import make
 
 pytestmark = pytest.mark.filterwarnings("ignore::cl_lib.PoorPairing")
 QUICK = {"epochs": 1, "batch_size": 8, "hidden": (16,), "lr": 0.05}
@@ -607,3 +607,35 @@ def test_what_a_hook_computed_reaches_after_step(at_once):
     seen = []
     learner.learn(on_step=lambda learner, batch: seen.append((batch.out.logits, len(batch.seeds), batch.y.shape[1])))
     assert all(z.shape == (group, n, 10) and not z.requires_grad for z, group, n in seen)
+
+
+# --- one forward pass of new and stored samples -------------------------------------------------------------
+
+
+def test_joined_er_is_the_mean_over_both_batches():
+    learner = Learner("er", stream(), memory=30, joined=True, **QUICK)
+    learner.learn()
+    seen = batches(learner)
+    replayed = [(batch, at) for batch, at in seen if "replay" in batch]
+    assert replayed
+    for batch, at in replayed:
+        net = learner.net(training=True).replace(at.params, at.buffers)
+        x, y = torch.cat([batch.x, batch.replay.x]), torch.cat([batch.y, batch.replay.y])
+        wanted = F.cross_entropy(net(x)[:, batch.rows], y)  # class-incremental: the rows met so far, in order
+        other = net.replace()
+        method = learner.method
+        loss = method.task(other, batch) + method.penalty(other, batch, Bag())
+        torch.testing.assert_close(loss, wanted)
+        assert len(other._earlier) == 2
+
+
+def test_one_pass_serves_both_batches_with_the_batch_norm_of_the_whole():
+    learner = Learner("finetune", stream(), network=resnet18, **QUICK)
+    fresh = lambda: learner.net(training=True).replace(buffers=copy.deepcopy(learner.net().snapshot().buffers))
+    a, b = torch.rand(4, *learner.stream.shape), torch.rand(6, *learner.stream.shape)
+    net, alone, whole = fresh(), fresh(), torch.cat([a, b])
+    net.together(a, b)
+    torch.testing.assert_close(torch.cat([net(a), net(b)]), alone(whole))
+    torch.testing.assert_close(torch.cat([net.features(a), net.features(b)]), alone.features(whole))
+    for name, t in alone.buffers.items():
+        torch.testing.assert_close(net.buffers[name], t)

@@ -251,6 +251,26 @@ def test_a_named_network_is_rebuilt_after_loading(tmp_path):
 # --- groups of seeds -------------------------------------------------------------------------------------
 
 
+def test_shared_weights_and_unsaved_buffers_come_back():
+    class Shared(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 4)
+            self.b.weight = self.a.weight
+            self.register_buffer("scale", torch.full((4,), 2.0), persistent=False)
+
+        def forward(self, x):
+            return self.b(self.a(x)) * self.scale
+
+    nets = [Shared() for _ in range(2)]
+    each = [{**dict(net.named_parameters()), **dict(net.named_buffers())} for net in nets]
+    weights = {name: torch.stack([e[name].detach() for e in each]) for name in each[0]}
+    model = Result({}, (0, 1), R=np.zeros((2, 1, 1)), weights=weights, network=nets[0]).model(1)
+    x = torch.rand(3, 4)
+    assert model.a.weight is model.b.weight
+    torch.testing.assert_close(model(x), nets[1](x))
+
+
 def test_join_puts_seeds_in_the_order_asked_for():
     a, b = make((0, 2), epochs=2), make((1,), epochs=3)
     joined = Result.join([a, b], seeds=(1, 0, 2))

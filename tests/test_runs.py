@@ -13,6 +13,7 @@ import torch
 
 import cl_lib
 from cl_lib import Learner, Result, run, runs
+from cl_lib.options import identify
 from cl_lib.runs import flatten, load_checkpoint, save_checkpoint, unflatten
 
 QUICK = {"epochs": 1, "batch_size": 8, "hidden": (16,), "lr": 0.02}
@@ -70,6 +71,67 @@ def test_networks_of_the_users_own_are_recognised_too(tmp_path, network):
         **{**QUICK, "hidden": ()},
     )
     assert len(list(tmp_path.iterdir())) == 2
+
+
+def deep():
+    layers = [torch.nn.Linear(64, 64) for _ in range(2)]
+    return torch.nn.Sequential(torch.nn.Flatten(), *layers, torch.nn.Linear(64, 10))
+
+
+def test_a_network_made_by_code_within_code_is_the_same_in_every_process():
+    result = run("finetune", stream(), seeds=2, jobs=2, network=lambda: deep().append((lambda: torch.nn.ReLU())()))
+    assert result.R.shape == (2, 5, 5)
+    assert identify(lambda: [i + 1 for i in (1, 2)]) != identify(lambda: [i + 2 for i in (1, 2)])
+
+
+def test_a_recognised_run_still_gives_the_users_network(tmp_path):
+    dropping = lambda: torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Dropout(0.5), torch.nn.Linear(64, 10))
+    first, again = (run("finetune", stream(), network=dropping, out=tmp_path, **QUICK) for _ in range(2))
+    x = torch.rand(3, 1, 8, 8)
+    torch.testing.assert_close(again.model(0)(x), first.model(0)(x))
+    (file,) = tmp_path.iterdir()
+    torch.testing.assert_close(Result.load(file).model(0, network=dropping)(x), first.model(0)(x))
+
+
+def test_a_users_method_is_recognised_by_its_code(tmp_path):
+    def define(sign):
+        class Pulling(cl_lib.Method):
+            def penalty(self, net, batch, memory):
+                return 0.01 * sum(p.square().sum() for p in net.params.values()) * sign
+
+        return Pulling
+
+    class Pushing(cl_lib.Method, key="pulling"):
+        def penalty(self, net, batch, memory):
+            return 0.0
+
+    try:
+        for method in (define(1.0), Pushing, Pushing):
+            run(method, stream(), out=tmp_path, **QUICK)
+        assert len(list(tmp_path.iterdir())) == 2
+    finally:
+        cl_lib.method.REGISTERED.pop("pulling")
+
+
+@pytest.mark.parametrize("jobs", [1, 3])
+def test_seeds_that_diverge_are_dropped_however_they_are_spread(jobs):
+    def network():
+        module = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
+        if torch.initial_seed() == 1:
+            module[1].weight.data.fill_(float("inf"))
+        return module
+
+    result = run("er", stream(), seeds=3, jobs=jobs, network=network, on_divergence="drop", **QUICK)
+    assert np.isnan(result.R[1, -1]).all() and np.isfinite(result.R[[0, 2]]).all()
+    with pytest.raises(cl_lib.Diverged, match="seed 1"):
+        run("er", stream(), seeds=3, jobs=jobs, network=network, **QUICK)
+
+
+def test_a_place_that_cannot_be_written_to_is_refused_before_training(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(runs, "run_group", lambda *a: pytest.fail("trained"))
+    with pytest.raises(cl_lib.InputError, match="another folder"):
+        run("finetune", stream(), out=tmp_path / "file" / "below", **QUICK)
 
 
 def _run_and_wait(folder):
@@ -155,7 +217,7 @@ def test_diverged_run_keeps_its_finished_tasks(tmp_path):
         load_checkpoint(learner, file)
         assert learner.done == 2 and np.isfinite(learner.result().R[0, 1]).all()
     finally:
-        cl_lib.method._registry.pop("later")
+        cl_lib.method.REGISTERED.pop("later")
 
 
 def test_results_come_back_from_their_file(tmp_path):

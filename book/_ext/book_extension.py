@@ -171,7 +171,7 @@ class Methods(Reference):
 
     def run(self):
         import cl_lib.methods
-        from cl_lib.method import registry
+        from cl_lib.registry import registry
 
         rows = [["key", "family", "scenarios", "parameters and their defaults", "source"]]
         for method in cl_lib.methods():

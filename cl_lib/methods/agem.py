@@ -65,7 +65,7 @@ class AGEM(Method):
 
 def project(grads: dict, reference: dict) -> dict:
     """g made orthogonal to g_ref where their dot product is negative; unchanged otherwise."""
-    dot = sum((g * reference[k]).sum() for k, g in grads.items())
-    norm = sum((r * r).sum() for r in reference.values())
+    dot = sum(torch.dot(g.flatten(), reference[k].flatten()) for k, g in grads.items())
+    norm = sum(torch.dot(r.flatten(), r.flatten()) for r in reference.values())
     coefficient = torch.where(dot < 0, dot / norm.clamp_min(torch.finfo(norm.dtype).tiny), torch.zeros_like(dot))
-    return {k: g - coefficient * reference[k] for k, g in grads.items()}
+    return {k: torch.addcmul(g, coefficient, reference[k], value=-1) for k, g in grads.items()}

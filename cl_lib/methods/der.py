@@ -69,8 +69,8 @@ class DER(Method):
     def after_step(self, learner, batch, memory):
         if batch.epoch == 0 or self.every_epoch:
             generators = [learner.generators["method"][s] for s in batch.seeds]
-            buffers.reservoir_insert(memory.buffer, generators, **self.stored(batch))
+            buffers.reservoir_insert(memory.buffer, generators, **self.kept(batch))
 
-    def stored(self, batch) -> dict:
+    def kept(self, batch) -> dict:
         """What is kept of each sample of a batch."""
         return {"x": batch.raw, "logits": batch.out.logits}

@@ -45,5 +45,5 @@ class DERpp(DER):
         labelled = batch.labelled
         return loss + self.label_strength * cross_entropy(net(labelled.x), labelled.y, labelled.get("rows"))
 
-    def stored(self, batch):
-        return {**super().stored(batch), "y": batch.y, "task": batch.task}
+    def kept(self, batch):
+        return {**super().kept(batch), "y": batch.y, "task": batch.task}

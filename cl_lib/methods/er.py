@@ -25,8 +25,9 @@ class ER(Method):
     them with those whose mean feature is nearest to their class's (iCaRL's, Rebuffi et al., 2017).
 
     Where papers and code disagree: Mammoth, Avalanche and the tiny-memories code take one mean over both batches
-    joined, which ``joined=True`` does here too. With equally large batches that is this loss halved; where the last
-    batch of an epoch is short it gives the few new samples their share and no more, which steadies the result.
+    joined, from one forward pass, which ``joined=True`` does here too. With equally large batches that is this loss
+    halved; where the last batch of an epoch is short it gives the few new samples their share and no more, which
+    steadies the result.
 
     Cost: each step also passes over ``replay_batch`` samples; memory: the buffer, constant in the tasks.
     """
@@ -55,6 +56,15 @@ class ER(Method):
 
     def before_step(self, learner, batch, memory):
         draw_replay(learner, batch, memory.buffer, self.replay_batch)
+
+    def has(self, hook):
+        sums = hook == "task" and type(self).task is ER.task and not self.joined  # then the loss is the usual one
+        return not sums and super().has(hook)
+
+    def task(self, net, batch):
+        if self.joined and "replay" in batch:
+            net.together(batch.x, batch.replay.x)
+        return super().task(net, batch)
 
     def penalty(self, net, batch, memory):
         if "replay" not in batch or self.strength == 0:
