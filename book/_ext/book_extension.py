@@ -1,8 +1,11 @@
 """What the book asks of Sphinx beyond Jupyter Book: alternative texts, docstrings, reference pages."""
 
 import importlib
+import json
 import pkgutil
 import re
+from pathlib import Path
+from statistics import mean, median
 
 from docutils import nodes
 from docutils.statemachine import StringList
@@ -182,12 +185,48 @@ class Methods(Reference):
             rows.append(
                 [f"``{method['key']}``", method["family"], served, settings, inline(method["citation"])]
             )
-        table = [("* - " if i == 0 else "  - ") + cell for row in rows for i, cell in enumerate(row)]
-        head = [".. list-table::", "   :header-rows: 1", "   :class: methods", ""]
         names = [f"{cl_lib.methods.__name__}.{m.name}" for m in pkgutil.iter_modules(cl_lib.methods.__path__)]
         keys = {name: [key for key, cls in registry().items() if cls.__module__ == name] for name in names}
         sections = [self.module(name, ", ".join(keys[name])) for name in names if keys[name]]
-        return [*self.rst([*head, *("   " + line for line in table)]), *sections]
+        return [*self.rst(table(rows, "methods")), *sections]
+
+
+class Speed(Reference):
+    """A table of what `make bench` measured, from its JSON file named in the argument."""
+
+    required_arguments, optional_arguments = 1, 0
+
+    def run(self):
+        path = Path(self.env.srcdir, self.arguments[0])
+        self.env.note_dependency(str(path))
+        bench = json.loads(path.read_text())
+        rows = [["method", "training time over the bare loop's", "floor", "what the floor counts", "accuracy",
+                 "times faster than Avalanche"]]
+        for key, rounds in sorted(bench["methods"].items()):
+            ratio = [r["train"] / r["bare"] for r in rounds]
+            least, counted = bench["floors"].get(key, ("", ""))
+            guide = [r for r in bench["avalanche"].get(key, []) if r["kind"].startswith("as its guide")]
+            peer = [r["train"] / r["bare"] for r in guide]
+            rows.append([
+                f"``{key}``",
+                f"{median(ratio):.2f} ({min(ratio):.2f} to {max(ratio):.2f})",
+                least and f"{least:.2f}",
+                counted,
+                f"{100 * mean(r['accuracy'] for r in rounds):.1f} %",
+                f"{median(peer) / median(ratio):.2f}" if peer else "",
+            ])
+        where = bench["origin"]
+        peer = f", Avalanche {where['avalanche']}" if "avalanche" in where else ""
+        said = (f"{where['processor']}, one thread, Python {where['python']}, torch {where['torch']}{peer}; medians "
+                f"(smallest to largest) of {where['rounds']} rounds in turn, commit {where['commit'][:7]}"
+                + " and changes." * where["dirty"])
+        return self.rst([*table(rows, "speed"), "", said])
+
+
+def table(rows: list[list[str]], name: str) -> list[str]:
+    """reStructuredText of a table whose first row is its head."""
+    cells = [("* - " if i == 0 else "  - ") + cell for row in rows for i, cell in enumerate(row)]
+    return [".. list-table::", "   :header-rows: 1", f"   :class: {name}", "", *("   " + line for line in cells)]
 
 
 def without_launch_buttons(app):
@@ -208,6 +247,7 @@ def setup(app):
     app.connect("builder-inited", without_launch_buttons, priority=1)
     NbElementRenderer.render_image = render_image
     app.connect("autodoc-process-docstring", process_docstring)
+    app.add_directive("speed", Speed)
     app.add_directive("methods", Methods)
     app.add_directive("modules", Modules)
     return {"parallel_read_safe": True}
