@@ -79,6 +79,8 @@ def build(out: Path | None = None, root: Path = ROOT, tracked: bool = False, job
             )
     shutil.copy(root / "index.md", copy)
     shutil.copytree(root / "book", copy / "book", ignore=shutil.ignore_patterns("__pycache__"))
+    if (results := root / "data" / "results").is_dir():  # a page may show what was measured
+        shutil.copytree(results, copy / "data" / "results")
     (copy / "notebooks").mkdir()
     if tracked:
         executed = {path: path for path in sources(root)}

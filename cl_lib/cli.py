@@ -7,7 +7,7 @@ import sys
 
 import pandas as pd
 
-from cl_lib import datasets, notebooks, streams
+from cl_lib import datasets, grids, notebooks, streams
 from cl_lib.errors import Diverged, InputError, suggest
 from cl_lib.method import SCENARIOS
 from cl_lib.options import Options
@@ -61,6 +61,14 @@ def parser() -> argparse.ArgumentParser:
         epilog="example: python -m cl_lib notebook notebooks/02_deriving_forgetting.ipynb -p seeds 5",
     )
     notebooks.add_arguments(notebook)
+
+    study = commands.add_parser(
+        "study",
+        help="run the experiments that a file describes",
+        allow_abbrev=False,
+        epilog="example: python -m cl_lib study notebooks/experiments/recl.yaml hosts --seeds 1",
+    )
+    grids.add_arguments(study)
     return top
 
 
@@ -289,6 +297,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if args.command == "notebook":
             return notebooks.command(args)
+        if args.command == "study":
+            return grids.command(args)
         if args.command == "methods":
             list_methods(args.json)
         else:

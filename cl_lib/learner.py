@@ -245,7 +245,8 @@ class Learner:
         says which output rows count. ``options`` replaces the run's, its ``dtype`` and ``network`` apart.
         ``stop(position, epoch)`` is asked after every epoch whether that seed has had enough.
         """
-        active = list(self.active if positions is None else positions)  # a seed that diverges leaves the learner's list, not this one
+        # a copy: a seed that diverges leaves the learner's list, not this one
+        active = list(self.active if positions is None else positions)
         for start in range(0, len(active), self.seeds_at_once):
             group = active[start : start + self.seeds_at_once]
             with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):

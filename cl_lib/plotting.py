@@ -35,7 +35,7 @@ METHODS = (
     ("gem", "der", "ewckfac", "ewctopk", "mir", "derpp"),
     ("gpm", "upgd", "gdumb", "hat", "packnet", "supsup"),
     ("pnn", "icarl", "lwfmc", "xder", "lucir", "oml"),
-    ("flashback", "recl", "eidetic", "mer", "eracer", "scr"),
+    ("flashback", "recl", "eidetic", "mer", "erace", "scr"),
 )
 _PLACE = {key: (row, column) for row, keys in enumerate(METHODS) for column, key in enumerate(keys)}
 _BASELINES = {"finetune": INK, "joint": OCHRE}
@@ -170,7 +170,7 @@ def curves(results, on: int | None = None, title: str = "", ax: Axes | None = No
     ax.set(xlabel="after learning task", ylabel=f"accuracy on {what}, %")
     ax.set(xticks=range(on or 0, tasks), ylim=(0, 102))
     ax.grid(axis="y")
-    _label_ends(ax, tasks - 1, ends)
+    label_ends(ax, tasks - 1, ends)
     return _finish(ax, title, f"Accuracy on {what} in percent, first to last", told)
 
 
@@ -219,7 +219,7 @@ def _named(results) -> dict[str, Result]:
     return dict(zip(names, results, strict=True))
 
 
-def _label_ends(ax: Axes, x: float, ends: list[tuple[float, str, str]], gap: float = 6.0) -> None:
+def label_ends(ax: Axes, x: float, ends: list[tuple[float, str, str]], gap: float = 6.0) -> None:
     """Write each line's name at its end, in its colour, moved apart where they would overlap."""
     below = -np.inf
     for y, name, shade in sorted(end for end in ends if not np.isnan(end[0])):

@@ -88,7 +88,8 @@ class Records:
     def stored(self) -> dict[str, int]:
         """Bytes that the method keeps for one seed, by the names in its memory."""
         size = lambda tree: sum(t[0].numel() * t.element_size() for t in pytree.tree_leaves(tree))
-        parts = {name: size(part) for name, part in self.learner.memory.items()} | self.learner.method.stored(self.learner)
+        parts = {name: size(part) for name, part in self.learner.memory.items()}
+        parts |= self.learner.method.stored(self.learner)
         return {"total": sum(parts.values()), **parts}
 
     def state(self) -> Bag:

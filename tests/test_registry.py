@@ -25,6 +25,11 @@ def stream(scenario="class", **options):
     return cl_lib.split("digits", scenario=scenario, **{"per_class": 12, **options})
 
 
+def brief(key):
+    """The method at its defaults, but for those that would take minutes."""
+    return make(key, **{"recl": {"samples": 20, "steps": 10}}.get(key, {}))
+
+
 def served(key):
     return registry()[key].scenarios[-1]
 
@@ -63,14 +68,15 @@ def test_neutral_setting_is_fine_tuning_bit_for_bit(key, scenario):
     assert_same(weights(plain, 0), weights(neutral, 0), exact=True)
     np.testing.assert_array_equal(plain.R, neutral.R)
     if key != "finetune":
-        assert any(not torch.equal(plain.weights[k], v) for k, v in run(key, stream(scenario), **QUICK).weights.items())
+        usual = run(brief(key), stream(scenario), **QUICK).weights
+        assert any(not torch.equal(plain.weights[k], w) for k, w in usual.items())
 
 
 @pytest.mark.parametrize("key", METHODS)
 def test_same_seed_same_bits(key):
-    first, again = (run(key, stream(served(key)), seeds=(4,), **QUICK) for _ in "ab")
+    first, again = (run(brief(key), stream(served(key)), seeds=(4,), **QUICK) for _ in "ab")
     assert_same(weights(first, 4), weights(again, 4), exact=True)
-    other = run(key, stream(served(key)), seeds=(5,), **QUICK)
+    other = run(brief(key), stream(served(key)), seeds=(5,), **QUICK)
     assert any(not torch.equal(first.weights[k], other.weights[k]) for k in first.weights)
 
 
@@ -83,8 +89,8 @@ def test_seed_alone_equals_seed_among_others(key, scenario, at_once):
         pytest.skip("not served")
     unequal = stream(scenario, order="per-seed", per_class=None)
     how = QUICK | {"epochs": 1, "batch_size": 32}
-    together = run(key, unequal, seeds=(0, 1, 2), seeds_at_once=at_once, **how)
-    alone = run(key, unequal, seeds=(1,), **how)
+    together = run(brief(key), unequal, seeds=(0, 1, 2), seeds_at_once=at_once, **how)
+    alone = run(brief(key), unequal, seeds=(1,), **how)
     assert_same(weights(together, 1), weights(alone, 1))
     np.testing.assert_allclose(together.R[1], alone.R[0], atol=0.02)
 
@@ -97,9 +103,9 @@ def test_seed_alone_equals_seed_among_others_with_adam_and_early_stopping(key):
     unequal = stream(served(key), tasks=2, order="per-seed", per_class=None, validation=0.2)
     how = QUICK | {"optimizer": "adam", "lr": 0.003, "epochs": 4, "patience": 1, "batch_size": 64}
     how["dtype"] = "float64"  # Adam divides by the gradient's size, rounding included
-    together = run(key, unequal, seeds=(0, 1, 2), seeds_at_once=3, **how)
+    together = run(brief(key), unequal, seeds=(0, 1, 2), seeds_at_once=3, **how)
     for i, seed in enumerate((0, 1, 2)):
-        alone = run(key, unequal, seeds=(seed,), **how)
+        alone = run(brief(key), unequal, seeds=(seed,), **how)
         assert_same(weights(together, seed), weights(alone, seed))
         np.testing.assert_allclose(together.losses[i], alone.losses[0], rtol=1e-4)
 
@@ -108,15 +114,15 @@ def test_seed_alone_equals_seed_among_others_with_adam_and_early_stopping(key):
 @pytest.mark.parametrize("key", METHODS)
 def test_killed_and_resumed_equals_uninterrupted(key, killed_after, tmp_path):
     source, seeds = stream(served(key)), (0, 3)
-    learner = Learner(key, source, seeds=seeds, **QUICK)
+    learner = Learner(brief(key), source, seeds=seeds, **QUICK)
     for _ in range(killed_after + 1):
         learner.learn()
     save_checkpoint(learner, tmp_path / "state")
-    resumed = Learner(key, source, seeds=seeds, **QUICK)
+    resumed = Learner(brief(key), source, seeds=seeds, **QUICK)
     load_checkpoint(resumed, tmp_path / "state")
     for task in range(killed_after + 1, source.tasks):
         resumed.learn(task)
-    whole = run(key, source, seeds=seeds, **QUICK)
+    whole = run(brief(key), source, seeds=seeds, **QUICK)
     for seed in seeds:
         assert_same(weights(resumed.result(), seed), weights(whole, seed), exact=True)
     np.testing.assert_array_equal(resumed.result().R, whole.R)
@@ -126,11 +132,11 @@ def test_killed_and_resumed_equals_uninterrupted(key, killed_after, tmp_path):
 @pytest.mark.parametrize("key", METHODS)
 def test_scenarios_served_or_refused(key, scenario):
     if scenario in registry()[key].scenarios:
-        result = run(key, stream(scenario), **QUICK)
+        result = run(brief(key), stream(scenario), **QUICK)
         assert np.isfinite(np.diagonal(result.R, axis1=1, axis2=2)).all()
     else:
         with pytest.raises(cl_lib.InputError, match=f"{scenario}-incremental"):
-            run(key, stream(scenario), **QUICK)
+            run(brief(key), stream(scenario), **QUICK)
 
 
 @pytest.mark.parametrize("key", HELPS)
@@ -159,8 +165,8 @@ def test_beats_fine_tuning_where_its_paper_says(key):
 def test_networks(key, name, network):
     source = stream(served(key), tasks=2, per_class=4)
     how = {"network": network, "epochs": 1, "batch_size": 16, "lr": 0.01, "dtype": "float64"}
-    together = run(key, source, seeds=(0, 1), seeds_at_once=2 if registry()[key].stacked else 1, **how)
-    alone = run(key, source, seeds=(1,), **how)
+    together = run(brief(key), source, seeds=(0, 1), seeds_at_once=2 if registry()[key].stacked else 1, **how)
+    alone = run(brief(key), source, seeds=(1,), **how)
     assert_same(weights(together, 1), weights(alone, 1))
     assert np.isfinite(together.R).all()
 
@@ -171,7 +177,7 @@ def test_poor_pairing_warns_once_before_training():
     for key, scenario in poor:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            Learner(key, stream(scenario), **QUICK)
+            Learner(brief(key), stream(scenario), **QUICK)
         assert [w.category for w in caught] == [cl_lib.PoorPairing]
 
 
