@@ -39,8 +39,8 @@ ROOT = Path(__file__).resolve().parents[1]
 SHARED = {"memory": 500, "replay_batch": 128}
 SETTINGS = {
     "ewc": {"strength": 100.0}, "er": {"joined": True}, "lwf": {"strength": 1.0, "temperature": 2.0},
-    "si": {"strength": 1.0}, "der": {"strength": 0.5}, "derpp": {"strength": 1.0, "label_strength": 0.5},
-    "gem": {"margin": 0.5}, "recl": {"steps": 20},
+    "si": {"strength": 1.0}, "mas": {"strength": 0.1}, "der": {"strength": 0.5},
+    "derpp": {"strength": 1.0, "label_strength": 0.5}, "gem": {"margin": 0.5}, "recl": {"steps": 20},
     "eidetic": {"step": 0.3, "recovery": 1, "router_epochs": 1},
 }
 LIMITS = {  # training time over the bare loop's
@@ -342,8 +342,8 @@ class Report:
         self.keys = [k for k in arguments.methods.split(",") if k] or known
         if strangers := set(self.keys) - set(known):
             sys.exit(f"{', '.join(strangers)}: no such method. There are {', '.join(known)}.")
-        asked = self.rounds and not work.tiny
-        self.peer = peers.start(ROOT, work, SHARED | SETTINGS["lwf"], make=arguments.peers) if asked else None
+        asked = arguments.peers and self.rounds and not work.tiny
+        self.peer = peers.start(ROOT, work, SHARED | SETTINGS["lwf"], make=True) if asked else None
         self.measured: dict = {k: [] for k in self.keys}
         self.peers: dict = {k: [] for k in self.keys if self.peer and k in PEERS}
         self.lines: dict = {}
@@ -371,7 +371,7 @@ class Report:
             for key in list(self.keys):
                 try:
                     self.measured[key].append(one_round(self.work, key, seed))
-                except cl_lib.InputError as error:  # one pass at this rate may be too little for it
+                except (cl_lib.InputError, cl_lib.Diverged) as error:  # one pass at this rate may not suit it
                     self.say(f"{key} is left out: {error}")
                     self.keys.remove(key)
                     del self.measured[key]

@@ -151,7 +151,8 @@ def _start(network: Classifier, scale: float | None) -> Classifier:
     return network
 
 
-NETWORKS = {factory.__name__: factory for factory in (mlp, cnn, homogeneous_mlp, homogeneous_cnn, alexnet, resnet18, resnet50)}
+FACTORIES = mlp, cnn, homogeneous_mlp, homogeneous_cnn, alexnet, resnet18, resnet50
+NETWORKS = {factory.__name__: factory for factory in FACTORIES}
 
 
 # --- the network of one seed ------------------------------------------------------------------------------

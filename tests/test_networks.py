@@ -120,7 +120,7 @@ def test_a_dummy_batch_moves_no_statistics():
 @pytest.mark.parametrize(
     ("network", "message"),
     [
-        ("resnet81", r"'resnet81' is not a network .* mean 'resnet18'\? Known: alexnet, cnn, mlp"),
+        ("resnet81", r"'resnet81' is not a network .* mean 'resnet18'\? Known: alexnet, cnn, homogeneous_cnn, "),
         (mlp(DIGITS, 7), "Classifier has 7 outputs, but the stream has 10"),
         (mlp((1, 4, 4), 10), r"Classifier cannot take inputs of the stream's shape \(1, 8, 8\): "),
         (nn.Identity(), r"Identity gives \(2, 1, 8, 8\) for 2 samples.* \(2, 10\)"),
