@@ -53,11 +53,11 @@ def run_study(path, study: str, out, seeds=None, device="auto", root=None, repor
     (fractions) and seconds, or ``error``.
     """
     grid = read(path)
-    todo, place = cells(grid, study), Path(out) / f"{Path(path).stem}-{study}.json"
+    runs, place = cells(grid, study), Path(out) / f"{Path(path).stem}-{study}.json"
     seeds = range(seeds or grid["studies"][study].get("seeds", 1))
     kept = json.loads(place.read_text("utf-8"))["rows"] if place.is_file() else []
     done = {_name(row["run"], row["seed"]) for row in kept}
-    for seed, cell in itertools.product(seeds, todo):
+    for seed, cell in itertools.product(seeds, runs):
         if _name(cell, seed) in done:
             continue
         row = {"run": cell, "seed": seed, **_measured(cell, seed, device, root)}
@@ -112,9 +112,9 @@ def command(arguments) -> int:
     """Carry out the ``study`` command with parsed arguments; returns the exit status. Raises InputError."""
     grid = read(arguments.file)
     for study in arguments.study or grid["studies"]:
-        todo, seeds = cells(grid, study), arguments.seeds or grid["studies"][study].get("seeds", 1)
+        runs, seeds = cells(grid, study), arguments.seeds or grid["studies"][study].get("seeds", 1)
         about = grid["studies"][study].get("about", "")
-        print(f"{study}: {len(todo)} runs of {seeds} seeds. {about}".rstrip(), flush=True)
+        print(f"{study}: {len(runs)} runs of {seeds} seeds. {about}".rstrip(), flush=True)
         if not arguments.list:
             say = lambda text: print(text, flush=True)
             print(run_study(arguments.file, study, arguments.out, seeds, arguments.device, arguments.data, say))
