@@ -9,40 +9,28 @@ rounds' ratios and, in brackets, the smallest and largest. Nothing here fails fo
 """
 
 import argparse
-import functools
 import json
 import os
 import platform
 import statistics
 import sys
-import time
 import warnings
 from pathlib import Path
 
 import bare
+import figures
 import pandas as pd
 import peers
 import torch
 from floors import floors
 from peers import LEAN, PEERS
+from workload import SETTINGS, SHARED, Workload, timed
 
 import cl_lib
-from cl_lib import networks
-from cl_lib import reconstruction as search
-from cl_lib.fisher import diagonal
 from cl_lib.origin import provenance
-from cl_lib.pruning import Apprentice
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# What the settings of the workload are for a method that has them, and what they are for one method alone.
-SHARED = {"memory": 500, "replay_batch": 128}
-SETTINGS = {
-    "ewc": {"strength": 100.0}, "er": {"joined": True}, "lwf": {"strength": 1.0, "temperature": 2.0},
-    "si": {"strength": 1.0}, "mas": {"strength": 0.1}, "der": {"strength": 0.5},
-    "derpp": {"strength": 1.0, "label_strength": 0.5}, "gem": {"margin": 0.5}, "recl": {"steps": 20},
-    "eidetic": {"step": 0.3, "recovery": 1, "router_epochs": 1},
-}
 LIMITS = {  # training time over the bare loop's
     "finetune": 1.2, "ewc": 1.45, "lwf": 1.65, "er": 2.4, "agem": 2.4, "mas": 1.45, "si": 1.7, "ewc_kfac": 4.5,
     "der": 2.5, "derpp": 3.4, "gem": 4.0, "gpm": 2.0, "upgd": 2.5,
@@ -58,9 +46,8 @@ def main():
     report = Report(Workload(arguments), arguments)
     report.say(report.head())
     report.methods()
-    single = (evaluation, end_of_task, masked_step, pruning, routing, processes, stacked, captured, reconstruction)
-    for line in (*single, recl) if report.rounds else ():
-        report.line(line)
+    for figure in figures.ALL if report.rounds else ():
+        report.line(figure)
     if arguments.growth:
         report.grow(arguments.growth)
     report.say("\n" + report.table())
@@ -80,56 +67,6 @@ def parse():
     return p.parse_args()
 
 
-class Workload:
-    """The data, as a stream and as resident tensors, and how both are trained on."""
-
-    def __init__(self, arguments):
-        self.tiny = arguments.tiny
-        self.hidden, self.batch_size, self.lr = ((16, 16) if self.tiny else (400, 400)), 128, 0.05
-        self.data = self._data(arguments)
-        self.options = {"network": "mlp", "hidden": self.hidden, "epochs": 1, "batch_size": self.batch_size,
-                        "lr": self.lr, "loss_over": "all"}
-        self.stream = functools.cache(lambda scenario: cl_lib.split(self.data, tasks=5, scenario=scenario))
-        self.train, self.test = self.resident("train"), self.resident("test")
-
-    def _data(self, arguments):
-        if not self.tiny:
-            try:
-                return cl_lib.load("mnist", arguments.data)
-            except cl_lib.InputError as error:
-                print(f"{error}\nSo noise of MNIST's size stands in: speed only.", file=sys.stderr)
-        g = torch.Generator().manual_seed(0)
-        noise = lambda n: torch.randint(256, (n, 1, 28, 28), dtype=torch.uint8, generator=g)
-        labels = lambda n: torch.arange(n) % 10
-        n, m = (1280, 100) if self.tiny else (60_000, 10_000)
-        return cl_lib.Dataset("noise", noise(n), labels(n), noise(m), labels(m), tuple("0123456789"))
-
-    def resident(self, part: str):
-        """Each task as tensors x [n, 784] and y [n]."""
-        stream = self.stream("class")
-        pairs = [stream.batch([0], stream.indices(0, t, part)[None], t, part) for t in range(stream.tasks)]
-        return [(x[0].flatten(1).clone(), y[0].clone()) for x, y in pairs]
-
-    def bare(self):
-        model = bare.mlp(self.train[0][0].shape[1], self.hidden, 10)
-        return model, torch.optim.SGD(model.parameters(), lr=self.lr)
-
-    def learner(self, key: str, seeds=(0,), **more):
-        about = next(m for m in cl_lib.methods() if m["key"] == key)
-        known = {k: v for k, v in SHARED.items() if k in about["parameters"]} | SETTINGS.get(key, {})
-        scenario = "class" if "class" in about["scenarios"] else about["scenarios"][0]
-        more = {"stream": self.stream(scenario), "device": "cpu"} | more
-        return cl_lib.Learner(key, seeds=seeds, progress=False, **self.options | known | more)
-
-
-def timed(function, *arguments) -> float:
-    start = time.perf_counter()
-    function(*arguments)
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
-
-
 def one_round(work: Workload, key: str, seed: int) -> dict:
     """Seconds of one method and of the bare loop, task by task in turn."""
     learner, (model, optimizer), seconds = work.learner(key, (seed,)), work.bare(), 0.0
@@ -139,195 +76,6 @@ def one_round(work: Workload, key: str, seed: int) -> dict:
         learner.learn(task)
     result = learner.result()
     return {"bare": seconds, **result.seconds, "accuracy": result.R[0, -1].mean()}
-
-
-# --- single figures: each says what it is, yields (measured, reference) of a round, and has a limit ---------
-
-
-def evaluation(work, rounds):
-    """evaluation / its forward passes alone"""
-    learner, (model, _) = work.learner("finetune"), work.bare()
-    learner.met = learner.stream.tasks
-
-    @torch.no_grad()
-    def forward():
-        for x, _ in work.test:
-            model(x)
-
-    tasks = range(learner.stream.tasks)
-    for _ in range(5 * rounds):
-        reference = timed(forward)
-        yield timed(learner.hits, tasks) / reference
-
-
-evaluation.limit = "<=", 1.15
-
-
-def end_of_task(work, rounds):
-    """batch-size-1 loop / exact Fisher of 1,000 samples"""
-    learner, (model, _) = work.learner("ewc"), work.bare()
-    net, ours = learner.net(), {}
-    for p, own in zip(model.parameters(), net.params.values(), strict=True):
-        p.data.copy_(own)
-    n = 100 if work.tiny else 1000
-    x = torch.cat([x for x, _ in work.train])
-    x = x[torch.randperm(len(x))[:n]]
-    images, chunk = x.view(n, *learner.stream.shape), n // 10
-    loop = bare.fisher(model, x, chunk)
-    for _ in range(10):  # a tenth of the loop and all of ours, in turn
-
-        def tenth():
-            ours["loop"] = next(loop)
-
-        slow = timed(tenth)
-        yield 10 * slow / timed(lambda: ours.update(net=diagonal(net, images)))
-    error = max(float((a / n - b).abs().max() / (a / n).abs().max())
-                for a, b in zip(ours["loop"], ours["net"].values(), strict=True))
-    end_of_task.note = f"largest relative difference {error:.0e} (<= 1e-5: {'ok' if error <= 1e-5 else 'over'})"
-
-
-end_of_task.limit = ">=", 20
-
-
-def _eidetic(work, scenario, **more):
-    """A learner that owns neurons: its first task is behind it, pruned whatever it cost."""
-    learner = work.learner("eidetic", stream=work.stream(scenario), tolerance=0.99, **more)
-    learner.learn()
-    return learner
-
-
-def masked_step(work, rounds):
-    """Eidetic: an epoch with frozen entries / fine-tuning's"""
-    own, plain = _eidetic(work, "task"), work.learner("finetune", stream=work.stream("task"))
-    apprentice = Apprentice(own.method, own, 1, 0)
-    for _ in range(3 * rounds):
-        reference = timed(plain.train, [1])
-        yield timed(apprentice.train, [1], 1) / reference
-
-
-masked_step.limit = "<=", 1.25
-
-
-def pruning(work, rounds):
-    """Eidetic: scoring and pruning / a task's training"""
-    for score in ("l2", "taylor"):
-        for _ in range(rounds):
-            # by Taylor a tenth of the images is looked at, by l2 none
-            learner = work.learner("eidetic", stream=work.stream("task"), score=score,
-                                   score_samples=max(1, len(work.train[0][0]) // 20))
-            learner.learn()
-            yield learner.records.curves["scoring"][0, 0] / learner.records.seconds["train"][0]
-
-
-pruning.limit = "<=", 0.05
-
-
-def routing(work, rounds):
-    """Eidetic: scores with a router / logits"""
-    learner = _eidetic(work, "class", router_epochs=1)
-    x = work.test[0][0].view(1, -1, *learner.stream.shape)
-
-    @torch.no_grad()
-    def plain():
-        learner.net()(x[0])
-
-    for _ in range(20 * rounds):
-        reference = timed(plain)
-        yield timed(torch.no_grad()(lambda: learner._scores((0,), x))) / reference
-
-
-routing.limit = "<=", 1.1
-
-
-def processes(work, rounds):
-    """ten seeds one after another / with jobs=2"""
-    if len(os.sched_getaffinity(0)) < 2:
-        return
-    seeds = 2 if work.tiny else 10
-    processes.note = "starting the processes counts in the first round"
-    for _ in range(1 if work.tiny else min(rounds, 3)):
-        one, two = (
-            timed(lambda jobs=jobs: cl_lib.run("finetune", work.stream("class"), seeds=seeds, jobs=jobs, device="cpu",
-                                               progress=False, **work.options))
-            for jobs in (1, 2)
-        )
-        yield one / two
-
-
-processes.limit = ">=", 1.7
-
-
-def _on_cuda(work, seeds, capture):
-    """A learner on CUDA that has been through its first task."""
-    learner = work.learner("finetune", tuple(range(seeds)), device="cuda", capture=capture)
-    learner.learn(0)
-    return learner
-
-
-def _training(learner) -> float:
-    learner.learn()
-    return learner.records.seconds["train"][learner.done - 1]
-
-
-def stacked(work, rounds):
-    """CUDA, eager: ten stacked seeds / one"""
-    for _ in range(rounds if torch.cuda.is_available() else 0):
-        one, ten = (_on_cuda(work, n, capture=False) for n in (1, 10))
-        for _ in range(work.stream("class").tasks - 1):
-            reference = _training(one)
-            yield _training(ten) / reference
-
-
-stacked.limit = "<=", 1.5
-
-
-def captured(work, rounds):
-    """CUDA: eager step / captured step"""
-    for _ in range(rounds if torch.cuda.is_available() else 0):
-        eager, graph = (_on_cuda(work, 1, capture=c) for c in (False, True))
-        for _ in range(work.stream("class").tasks - 1):
-            slow = _training(eager)
-            yield slow / _training(graph)
-
-
-captured.limit = ">=", 4
-
-
-def recall(work, rounds):
-    """Seconds of a training step at batch 100 and of an iteration of ReCL at m = 100, on its own network, in turn."""
-    hidden = (16, 16) if work.tiny else (1000, 1000)
-    model = networks.homogeneous_mlp((1, 28, 28), 10, hidden)
-    optimizer, settings = torch.optim.SGD(model.parameters(), lr=work.lr), search.Settings(steps=4)
-    params = {k: p.detach()[None].clone() for k, p in model.named_parameters()}
-    rows = torch.arange(10) < 2
-    x, c = search.start(100, (1, 28, 28), settings.spread, torch.Generator().manual_seed(0), torch.float32)
-    more = params, {}, x[None], c[None], search.labels(100, rows), rows, settings
-    images, labels = torch.rand(1000, 784), torch.arange(1000) % 10
-    for warm_up in (True, *[False] * 3 * rounds):
-        step = timed(bare.train, model, optimizer, images, labels, 100) / 10
-        iteration = timed(search.search, model, *more) / (settings.steps + 1)  # the loss at λ = 0 is one more
-        if not warm_up:
-            yield step, iteration
-
-
-def reconstruction(work, rounds):
-    """ReCL: one iteration, m = 100 / a step at batch 100"""
-    for step, iteration in recall(work, rounds):
-        yield iteration / step
-
-
-reconstruction.limit = "<=", 4.5
-
-
-def recl(work, rounds):
-    """ReCL, 1,000 iterations, 30 epochs / fine-tuning"""
-    recl.note = "reckoned for a task of all its images at batch 100, from one step and one iteration"
-    for step, iteration in recall(work, rounds):
-        train = 30 * len(work.train[0][0]) / 100 * step
-        yield (train * (1 + 100 / len(work.train[0][0])) + 1000 * iteration) / train
-
-
-recl.limit = "<=", 2.5
 
 
 # --- what is made of them -----------------------------------------------------------------------------------

@@ -11,13 +11,14 @@ from safetensors import SafetensorError
 from cl_lib.errors import InputError
 
 
-def writable(folder) -> None:
-    """Make the folder if it is not there. Raises InputError where nothing can be written to it."""
+def writable(folder) -> Path:
+    """Make the folder if it is not there, and return it. Raises InputError where nothing can be written to it."""
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         raise InputError(f"{folder} cannot be written to ({error.strerror}): choose another folder.") from error
+    return Path(folder)
 
 
 @contextlib.contextmanager

@@ -16,6 +16,7 @@ from cl_lib.methods.recl import ReCL
 from cl_lib.reconstruction import Settings, Smooth, head_names, labels, loss_of, margins, search, start
 from cl_lib.registry import make, registry
 from cl_lib.runs import load_checkpoint, run, save_checkpoint
+from cl_lib.search import optimise
 
 QUICK = {"epochs": 2, "batch_size": 8, "hidden": (20,), "lr": 0.05, "network": "homogeneous_mlp"}
 BRIEF = {"samples": 10, "steps": 15}
@@ -417,24 +418,25 @@ def test_strategies_run_and_do_not_depend_on_other_seeds(strategy):
 
 
 def test_study_killed_and_resumed_equals_uninterrupted(tmp_path):
-    how, calls = Settings(), []
+    calls = []
 
     def objective(settings, limit=99):
         calls.append(settings)
         if len(calls) > limit:
             raise KeyboardInterrupt
-        return (settings.rate - 0.1) ** 2 + settings.alpha / 500
+        return (settings["rate"] - 0.1) ** 2 + settings["alpha"] / 500
 
-    whole = tuning.optimise(objective, how, 7, str(tmp_path / "whole.log"), "study", "minimize")
+    whole = optimise(objective, tuning.RANGES, 7, str(tmp_path / "whole.log"), "study", "minimize")
     tried, calls[:] = list(calls), []
     with pytest.raises(KeyboardInterrupt):
-        tuning.optimise(lambda s: objective(s, 4), how, 7, str(tmp_path / "killed.log"), "study", "minimize")
+        optimise(lambda s: objective(s, 4), tuning.RANGES, 7, str(tmp_path / "killed.log"), "study", "minimize")
     done = calls[:4]
     calls[:] = []
-    assert tuning.optimise(objective, how, 7, str(tmp_path / "killed.log"), "study", "minimize") == whole
+    assert optimise(objective, tuning.RANGES, 7, str(tmp_path / "killed.log"), "study", "minimize") == whole
     assert done + calls == tried
     calls[:] = []
-    assert tuning.optimise(objective, how, 7, str(tmp_path / "killed.log"), "study", "minimize") == whole and not calls
+    assert optimise(objective, tuning.RANGES, 7, str(tmp_path / "killed.log"), "study", "minimize") == whole
+    assert not calls
 
 
 def test_killed_run_goes_on(tmp_path):

@@ -1,0 +1,100 @@
+"""Bayesian search for settings, in studies of Optuna that resume and that several workers can share.
+
+A setting to be searched is written as a range: ``{"log": [1e-4, 0.1]}`` (logarithmic), ``{"between": [10, 100]}``
+(whole numbers where both ends are), ``{"among": [0.9, 0.99]}``.
+"""
+
+import hashlib
+import math
+import warnings
+from datetime import datetime
+
+from cl_lib.errors import InputError
+
+KINDS = ("log", "between", "among")
+
+
+def is_range(value) -> bool:
+    """Whether a setting is a range to search. Raises InputError for one that cannot be meant."""
+    if not isinstance(value, dict):
+        return False
+    kind, bounds = next(iter(value.items()), (None, None))
+    number = lambda v: type(v) in (int, float) and math.isfinite(v)
+    usable = isinstance(bounds, list | tuple) and len(value) == 1 and kind in KINDS and len(bounds) > 0
+    if usable and kind != "among":
+        usable = len(bounds) == 2 and all(map(number, bounds)) and bounds[0] <= bounds[1]
+        usable = usable and (kind == "between" or bounds[0] > 0)
+    if not usable:
+        raise InputError(
+            f"{value!r} is no range to search: give {{log: [low, high]}} above 0, {{between: [low, high]}} or "
+            "{among: [one, another]}."
+        )
+    return True
+
+
+def drawn(trial, name: str, span: dict):
+    """What an Optuna trial takes from a range."""
+    ((kind, bounds),) = span.items()
+    if kind == "among":
+        return trial.suggest_categorical(name, list(bounds))
+    whole = all(type(bound) is int for bound in bounds)
+    return (trial.suggest_int if whole else trial.suggest_float)(name, *bounds, log=kind == "log")
+
+
+def study_of(place: str | None, name: str, direction: str):
+    """The Optuna study of that name, kept in memory (None), in a file, or in a database (a URL)."""
+    optuna = _optuna()
+    storage = place
+    if place is not None and "://" not in str(place):
+        from optuna.storages.journal import JournalFileBackend
+
+        try:
+            storage = optuna.storages.JournalStorage(JournalFileBackend(str(place)))
+        except OSError as error:
+            raise InputError(f"study={place!r} cannot be opened ({error}): give a file that can be written.") from error
+    return optuna.create_study(storage=storage, study_name=name, direction=direction, load_if_exists=True)
+
+
+def optimise(objective, ranges: dict, trials: int, place: str | None, name: str, direction: str) -> dict:
+    """The best of ``trials`` settings by ``objective(settings) -> number``, within ``ranges`` by name.
+
+    A study that is there already goes on: what was tried counts. Each trial's random numbers depend on the study's
+    name and the trial's number only, so that a killed search ends as an uninterrupted one. A value that is not
+    finite makes a trial count, but never win.
+
+    Arguments:
+        place: where the study is kept, see :func:`study_of`; workers that name the same place share the trials.
+        direction: ``"minimize"`` or ``"maximize"``.
+
+    Raises InputError if no trial gave a finite value.
+    """
+    optuna, study, begun = _optuna(), study_of(place, name, direction), datetime.now()
+
+    def trial_value(trial):
+        value = objective({key: drawn(trial, key, span) for key, span in ranges.items()})
+        if not math.isfinite(value):
+            raise optuna.TrialPruned
+        return value
+
+    states = optuna.trial.TrialState
+    counted = (states.COMPLETE, states.PRUNED)  # not those that were killed
+    while (done := len(study.get_trials(deepcopy=False, states=counted))) < trials:
+        # what started before us and still "runs" may have been killed; the rest are other workers' trials
+        running = study.get_trials(deepcopy=False, states=(states.RUNNING,))
+        number = done + sum(trial.datetime_start > begun for trial in running)
+        seed = int.from_bytes(hashlib.sha256(f"{name}:{number}".encode()).digest()[:4], "little")
+        study.sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=max(1, trials // 3))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Optuna's own, of features it calls experimental
+            study.optimize(trial_value, n_trials=1)
+    if not study.get_trials(deepcopy=False, states=counted[:1]):
+        raise InputError(f"None of {trials} trials of {name} gave a finite value: raise trials, or narrow the ranges.")
+    return dict(study.best_params)
+
+
+def _optuna():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # its progress bars ask for widgets
+        import optuna
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    return optuna
