@@ -3,8 +3,8 @@
 from cl_lib import methods
 from cl_lib.claims import claim, collect
 from cl_lib.datasets import Dataset, load
-from cl_lib.errors import Diverged, InputError
-from cl_lib.learner import Learner, PoorPairing
+from cl_lib.errors import Diverged, InputError, PoorPairing
+from cl_lib.learner import Learner
 from cl_lib.method import Method
 from cl_lib.options import Options
 from cl_lib.results import Result, Tracker

@@ -12,6 +12,10 @@ class Diverged(RuntimeError):
     """A loss or a parameter stopped being finite during training."""
 
 
+class PoorPairing(UserWarning):
+    """A method and a scenario that work together but are known to do badly."""
+
+
 def suggest(given: str, known: Iterable[str], what: str) -> InputError:
     """The error for an unknown name: names what was given, the nearest right name, and all that are known."""
     known = sorted(known)

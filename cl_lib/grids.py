@@ -20,8 +20,9 @@ import yaml
 from cl_lib import datasets, search, streams
 from cl_lib.errors import Diverged, InputError, suggest
 from cl_lib.files import replacing, writable
-from cl_lib.learner import Learner, separate
+from cl_lib.learner import Learner
 from cl_lib.origin import provenance
+from cl_lib.request import separate
 from cl_lib.runs import run
 
 MEASURED = ("acc", "bwt", "forgetting", "learning_accuracy")

@@ -5,7 +5,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from cl_lib.learner import PoorPairing
+from cl_lib.errors import PoorPairing
 
 
 class NotHomogeneous(PoorPairing):

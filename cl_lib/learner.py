@@ -9,56 +9,24 @@ left out of the steps that they do not take.
 
 import contextlib
 import hashlib
-import math
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 from torch.func import vmap
 from torch.utils import _pytree as pytree
 
-from cl_lib import networks
-from cl_lib.errors import InputError, suggest
-from cl_lib.loop import Loop, alike, take
+from cl_lib import evaluation, networks
+from cl_lib.errors import InputError, PoorPairing
+from cl_lib.loop import Loop, take
 from cl_lib.memory import placed
-from cl_lib.method import Method
 from cl_lib.net import Bag, Net
-from cl_lib.options import DTYPES, Options, identify, plain
+from cl_lib.options import DTYPES, Options, plain
 from cl_lib.progress import Progress
 from cl_lib.records import Records
-from cl_lib.registry import check_parameters, make, parameter_names
-from cl_lib.stream import Stream
-
-EVALUATION_BATCH = 2048
-
-
-class PoorPairing(UserWarning):
-    """A method and a scenario that work together but are known to do badly."""
-
-
-def separate(method, given: dict) -> tuple[Method, Options]:
-    """Split keyword arguments into the method's parameters and the training options; refuse the others."""
-    options = {k: v for k, v in given.items() if k in Options.__dataclass_fields__}
-    others = {k: v for k, v in given.items() if k not in options}
-    key = make(method).key
-    own = parameter_names(method)
-    for name in others:
-        if name not in own and not name.startswith("host."):
-            raise suggest(name, [*Options.__dataclass_fields__, *own], f"parameter of {key} or of the run")
-    method = make(method, **others)
-    check_parameters(method)
-    return method, Options(**options)
-
-
-def configuration(method: Method, stream, options: Options) -> dict:
-    """Plain values that identify a run, its seeds apart. A method of the user's own is known by its code too."""
-    parameters = identify(method.parameters())
-    where = {**stream.config(), "shape": list(stream.shape)}
-    config = {"method": method.key, "parameters": parameters, "stream": where, **options.config()}
-    parts = [type(part) for part in getattr(method, "parts", [method])]
-    code = [identify(part) for part in parts if not part.__module__.startswith("cl_lib.")]
-    return config | ({"code": code} if code else {})
+from cl_lib.request import check_seeds, check_stream, configuration, initial_network, pick_device, separate
+from cl_lib.task import Task
 
 
 def generator(seed: int, purpose: str, device="cpu") -> torch.Generator:
@@ -67,32 +35,6 @@ def generator(seed: int, purpose: str, device="cpu") -> torch.Generator:
         return torch.Generator().manual_seed(seed)
     mixed = hashlib.sha256(f"{purpose}:{seed}".encode()).digest()
     return torch.Generator(device).manual_seed(int.from_bytes(mixed[:7], "little"))
-
-
-class Task:
-    """What a hook that runs once a task sees of it, for one seed.
-
-    ``index`` is its number, ``rows`` the output rows that the loss on its data sees (a mask ``[C]`` or None),
-    ``old``, ``seen`` and ``present`` the masks of the rows met before it, up to it, and in it; ``generator``
-    is the method's random stream for this seed.
-    """
-
-    def __init__(self, learner: "Learner", index: int, position: int):
-        self.learner, self.index, self.position = learner, index, position
-        self.seed = learner.seeds[position]
-        self.generator = learner.generators["method"][position]
-        self.rows, self.old, self.seen, self.present = (
-            learner.masks(index)[k] for k in ("rows", "old", "seen", "present")
-        )
-
-    def data(self, count: int | None = None, part: str = "train") -> tuple[Tensor, Tensor]:
-        """Inputs ``[n, …]`` and output rows ``[n]``: all of them, or a random ``count`` without replacement."""
-        index = self.learner.stream.indices(self.seed, self.index, part)
-        if count is not None and count < len(index):
-            g = self.generator
-            index = index[torch.randperm(len(index), generator=g, device=g.device)[:count].to(index.device)]
-        x, y = self.learner.stream.batch([self.seed], index[None], self.index, part)
-        return x[0].to(self.learner.dtype), y[0]
 
 
 class Learner:
@@ -315,47 +257,9 @@ class Learner:
         hits, total = self.hits([task], part)
         return hits.sum((1, 2)) / total.sum((1, 2))
 
-    @torch.no_grad()
     def hits(self, tasks, part: str = "test", positions=None) -> tuple[Tensor, Tensor]:
-        """Right answers and samples by task and output row, both ``[seeds, len(tasks), C]`` on the host."""
-        positions = range(len(self.seeds)) if positions is None else positions
-        hits, total = (torch.zeros(len(self.seeds), len(tasks), self.stream.outputs, device=self.device) for _ in "ab")
-        allowed = self._allowed()
-        for i, task in enumerate(tasks):
-            indices = {p: self.stream.indices(self.seeds[p], task, part) for p in positions}
-            for some in alike({p: len(index) for p, index in indices.items()}):
-                for start in range(0, len(some), self.seeds_at_once):
-                    group = some[start : start + self.seeds_at_once]
-                    index = torch.stack([indices[p] for p in group])
-                    for cut in index.split(EVALUATION_BATCH, 1):
-                        x, y = self.stream.batch([self.seeds[p] for p in group], cut, task, part)
-                        scores = self._scores(group, x.to(self.dtype)).masked_fill(~allowed[task], -math.inf)
-                        right = (scores.argmax(-1) == y).to(hits.dtype)
-                        for count, what in ((hits, right), (total, torch.ones_like(right))):
-                            count[list(group), i] = count[list(group), i].scatter_add(1, y, what)
-        keep = list(positions)
-        return hits[keep].cpu(), total[keep].cpu()
-
-    def _allowed(self) -> Tensor:
-        """Rows an answer may come from, ``[T, C]``: before any task all of them count in class-incremental."""
-        if self.stream.scenario == "task":
-            return self.owners
-        if self.stream.scenario == "class" and self.met:
-            return self.owners[: self.met].any(0).expand(self.stream.tasks, -1)
-        return torch.ones_like(self.owners)
-
-    def _scores(self, group: tuple[int, ...], x: Tensor) -> Tensor:
-        """The method's scores for inputs ``[G, B, …]`` of some seeds, ``[G, B, C]``."""
-
-        def scores(params, buffers, memory, x):
-            return self.method.predict(Net(self.module, params, buffers, training=False), x, memory)
-
-        memory = self.memory if self.method.has("predict") else Bag()
-        owned = take((self.params, self.buffers, memory), group)
-        with self.autocast():
-            if len(group) == 1:
-                return scores(*pytree.tree_map(lambda t: t[0], owned), x[0])[None].float()
-            return vmap(scores)(*owned, x).float()
+        """Right answers and samples, see :func:`cl_lib.evaluation.hits`."""
+        return evaluation.hits(self, tasks, part, positions)
 
     # --- what is kept ------------------------------------------------------------------------------------
 
@@ -404,40 +308,3 @@ def stack_padded(tensors: list[Tensor]) -> Tensor:
     for row, t in zip(out, tensors, strict=True):
         row[tuple(slice(n) for n in t.shape)] = t
     return out
-
-
-def initial_network(method: Method, stream, options: Options, seed: int):
-    """One seed's network before any training, with what the method changes about it."""
-    return method.build(networks.build(options.network, stream.shape, stream.outputs, options.hidden, seed), stream)
-
-
-def check_stream(stream) -> None:
-    """Refuse what is not a stream of tasks."""
-    if not isinstance(stream, Stream):
-        raise InputError(f"{stream!r} is not a stream of tasks: make one, such as cl_lib.split('digits').")
-
-
-def check_seeds(seeds) -> tuple[int, ...]:
-    """Seeds as a tuple: a number n means seeds 0 … n−1."""
-    seeds = plain(seeds)
-    if type(seeds) is int:
-        if seeds < 1:
-            raise InputError(f"seeds={seeds} names no seed: give how many, 1 or more, or the seeds themselves.")
-        return tuple(range(seeds))
-    seeds = tuple(map(plain, seeds)) if isinstance(seeds, Iterable) else (seeds,)
-    if not seeds or any(type(s) is not int or not 0 <= s < 2**63 for s in seeds) or len(set(seeds)) < len(seeds):
-        raise InputError(f"seeds={seeds} must be different whole numbers from 0 up to 2⁶³, and at least one.")
-    return seeds
-
-
-def pick_device(device) -> torch.device:
-    """``"auto"`` is CUDA where there is one, else the CPU."""
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(device)
-    except (RuntimeError, TypeError):
-        raise InputError(f"device={device!r} is not a device: use auto, cpu, cuda or cuda:1.") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise InputError(f"device={device} is not at hand: this machine or this build of torch has no CUDA. Use cpu.")
-    return device

@@ -7,14 +7,13 @@ import time
 import numpy as np
 import torch
 
-from cl_lib import ownership
+from cl_lib import evaluation, ownership
 from cl_lib.errors import InputError
 from cl_lib.functional import cross_entropy
 from cl_lib.net import Bag, Net
 from cl_lib.ownership import FREE, HeldNorm
 
 MOST_MASKED = 0.95  # of the weights, as in the released code
-EVALUATION_BATCH = 2048
 
 
 class Apprentice:
@@ -280,7 +279,7 @@ class Apprentice:
         hits, total = torch.zeros(2, learner.stream.outputs, device=learner.device)
         for task in range(self.task + 1):
             at = self.buffers["place"][task]
-            for cut in learner.stream.indices(learner.seeds[self.position], task, "test").split(EVALUATION_BATCH):
+            for cut in learner.stream.indices(learner.seeds[self.position], task, "test").split(evaluation.BATCH):
                 x, y = learner.stream.batch([learner.seeds[self.position]], cut[None], task, "test")
                 scores = net(x[0].to(learner.dtype))[:, at.clamp(min=0)].masked_fill(at < 0, -math.inf)
                 hits.index_add_(0, y[0], (scores.argmax(-1) == y[0]).to(hits))

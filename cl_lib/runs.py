@@ -12,17 +12,10 @@ from safetensors.torch import save_file
 
 from cl_lib.errors import Diverged, InputError
 from cl_lib.files import replacing, writable
-from cl_lib.learner import (
-    Learner,
-    check_seeds,
-    check_stream,
-    configuration,
-    initial_network,
-    pick_device,
-    separate,
-)
+from cl_lib.learner import Learner
 from cl_lib.net import Bag
 from cl_lib.options import plain
+from cl_lib.request import check_seeds, check_stream, configuration, initial_network, pick_device, separate
 from cl_lib.results import Result
 
 

@@ -9,9 +9,10 @@ from torch import nn
 import cl_lib
 from cl_lib import Learner, run
 from cl_lib.capture import Captured
-from cl_lib.learner import check_seeds, generator
+from cl_lib.learner import generator
 from cl_lib.method import REGISTERED, Method
 from cl_lib.net import Bag
+from cl_lib.request import check_seeds
 
 QUICK = {"epochs": 2, "batch_size": 8, "hidden": (20,), "lr": 0.02}
 pytestmark = pytest.mark.filterwarnings("ignore::cl_lib.PoorPairing")

@@ -6,9 +6,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.func import grad, vmap
 
-from cl_lib.errors import InputError
+from cl_lib.errors import InputError, PoorPairing
 from cl_lib.functional import cross_entropy
-from cl_lib.learner import PoorPairing
 from cl_lib.method import Method
 from cl_lib.net import Bag, Net
 
