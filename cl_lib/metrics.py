@@ -12,7 +12,7 @@ import functools
 from typing import NamedTuple
 
 import numpy as np
-from scipy import stats
+from scipy.special import stdtrit
 
 from cl_lib.errors import InputError
 
@@ -226,5 +226,5 @@ def summary(values, level=0.95) -> Summary:
     with np.errstate(invalid="ignore", divide="ignore"):  # 0/0 is the NaN that is meant
         mean = np.where(given, values, 0).sum(0) / n
         std = np.sqrt(np.where(given, (values - mean) ** 2, 0).sum(0) / np.where(n > 1, n - 1, np.nan))
-        half = stats.t.ppf((1 + level) / 2, n - 1) * std / np.sqrt(n)
+        half = stdtrit(n - 1, (1 + level) / 2) * std / np.sqrt(n)
     return Summary(mean, std, mean - half, mean + half, n)

@@ -8,7 +8,6 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from cl_lib._torchvision import models
 from cl_lib.errors import InputError, suggest
 
 Shape = tuple[int, int, int]  # channels, height, width
@@ -106,16 +105,19 @@ def alexnet(shape: Shape, outputs: int, width: int = 1024, dropout: float = 0.5)
 
 def resnet18(shape: Shape, outputs: int, width: int = 64) -> Classifier:
     """ResNet-18 for small images: a 3 × 3 stem of stride 1, no max-pool, `width` base filters."""
-    return _resnet(models.resnet.BasicBlock, (2, 2, 2, 2), shape, outputs, width)
+    return _resnet("BasicBlock", (2, 2, 2, 2), shape, outputs, width)
 
 
 def resnet50(shape: Shape, outputs: int, width: int = 64) -> Classifier:
     """ResNet-50 for small images: a 3 × 3 stem of stride 1, no max-pool, `width` base filters."""
-    return _resnet(models.resnet.Bottleneck, (3, 4, 6, 3), shape, outputs, width)
+    return _resnet("Bottleneck", (3, 4, 6, 3), shape, outputs, width)
 
 
-def _resnet(block, depths, shape, outputs, width):
+def _resnet(kind, depths, shape, outputs, width):
     """torchvision's blocks and initialisation; its ResNet class fixes the stem and the width."""
+    from cl_lib._torchvision import models  # takes a second, which nothing else needs
+
+    block = getattr(models.resnet, kind)
     layers = [nn.Conv2d(shape[0], width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
     n = width
     for stage, depth in enumerate(depths):
