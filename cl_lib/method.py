@@ -137,6 +137,13 @@ class Method:
         values = {name: getattr(self, name) for name in fields_of(type(self))}
         return {name: {"method": v.key, **v.parameters()} if isinstance(v, Method) else v for name, v in values.items()}
 
+    def members(self):
+        """This method and the methods that are among its parameters, as a host is."""
+        yield self
+        for value in (getattr(self, name) for name in fields_of(type(self))):
+            if isinstance(value, Method):
+                yield from value.members()
+
     def refuse_unless_served(self, scenario: str) -> None:
         """Refuse a scenario that this method cannot serve, before any training."""
         if scenario not in self.scenarios:
@@ -196,6 +203,10 @@ class Combined(Method, registered=False):
 
     def parameters(self):
         return {p.key: p.parameters() for p in self.parts}
+
+    def members(self):
+        for part in self.parts:
+            yield from part.members()
 
     def build(self, network, stream):
         return self._one("build", Method.build)(network, stream)

@@ -54,6 +54,8 @@ class Settings:
         for name in ("rate", "lambda_rate", "inertia", "lambda_min", "lambda_weight", "spread", "alpha", "tolerance"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise InputError(f"{name}={getattr(self, name)!r} must be a finite number, 0 or more.")
+        if self.inertia >= 1:
+            raise InputError(f"inertia={self.inertia!r} must be less than 1, or the search would never slow down.")
 
 
 # --- the loss of one model --------------------------------------------------------------------------------

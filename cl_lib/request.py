@@ -31,8 +31,8 @@ def configuration(method: Method, stream, options: Options) -> dict:
     parameters = identify(method.parameters())
     where = {**stream.config(), "shape": list(stream.shape)}
     config = {"method": method.key, "parameters": parameters, "stream": where, **options.config()}
-    parts = [type(part) for part in getattr(method, "parts", [method])]
-    code = [identify(part) for part in parts if not part.__module__.startswith("cl_lib.")]
+    kinds = [type(member) for member in method.members()]
+    code = [identify(kind) for kind in kinds if not kind.__module__.startswith("cl_lib.")]
     return config | ({"code": code} if code else {})
 
 

@@ -275,7 +275,7 @@ def test_a_search_that_diverges_keeps_its_best():
     assert found.x.isfinite().all() and found.loss.isfinite().all()
 
 
-@pytest.mark.parametrize("wrong", [{"steps": 0}, {"rate": -1.0}, {"stop": 0}, {"spread": float("nan")}])
+@pytest.mark.parametrize("wrong", [{"steps": 0}, {"rate": -1.0}, {"stop": 0}, {"spread": float("nan")}, {"inertia": 1.0}])
 def test_settings_are_checked(wrong):
     with pytest.raises(cl_lib.InputError, match=next(iter(wrong))):
         Settings(**wrong)
@@ -379,7 +379,8 @@ def test_stored_control_replays_real_images():
 
 
 def test_wrong_parameters_are_refused():
-    for wrong in ({"source": "nose"}, {"strategy": "blind"}, {"precision": "half"}, {"samples": -1}, {"trials": 0}):
+    for wrong in ({"source": "nose"}, {"strategy": "blind"}, {"precision": "half"}, {"samples": -1}, {"trials": 0},
+                  {"references": 9, "strategy": "supervised"}, {"samples": 9, "source": "stored"}):
         with pytest.raises(cl_lib.InputError, match=next(iter(wrong))):
             run("recl", stream(), **wrong, **QUICK)
     with pytest.raises(cl_lib.InputError, match="task-incremental"):

@@ -13,6 +13,7 @@ import torch
 
 import cl_lib
 from cl_lib import Learner, Result, run, runs
+from cl_lib.methods.recl import ReCL
 from cl_lib.options import identify
 from cl_lib.runs import flatten, load_checkpoint, save_checkpoint, unflatten
 
@@ -93,7 +94,8 @@ def test_a_recognised_run_still_gives_the_users_network(tmp_path):
     torch.testing.assert_close(Result.load(file).model(0, network=dropping)(x), first.model(0)(x))
 
 
-def test_a_users_method_is_recognised_by_its_code(tmp_path):
+@pytest.mark.parametrize("wrapped", [False, True], ids=["itself", "as a host"])
+def test_a_users_method_is_recognised_by_its_code(tmp_path, wrapped):
     def define(sign):
         class Pulling(cl_lib.Method):
             def penalty(self, net, batch, memory):
@@ -107,7 +109,8 @@ def test_a_users_method_is_recognised_by_its_code(tmp_path):
 
     try:
         for method in (define(1.0), Pushing, Pushing):
-            run(method, stream(), out=tmp_path, **QUICK)
+            own = ReCL(host=method(), samples=0) if wrapped else method
+            run(own, stream(), out=tmp_path, **QUICK)
         assert len(list(tmp_path.iterdir())) == 2
     finally:
         cl_lib.method.REGISTERED.pop("pulling")

@@ -100,6 +100,9 @@ class ReCL(Method):
         if self.precision not in (None, "float32", "float64"):
             raise suggest(self.precision, ("float32", "float64"), "precision")
         self.settings()
+        kept = "samples" if self.source == "stored" else "references"
+        if 0 < self.keeps < (classes := sum(learner.stream.sizes)):
+            raise InputError(f"{kept}={self.keeps} cannot hold an image of each of {classes} classes: raise {kept}.")
         self.host.check(learner)
         if self.samples and self.source == "network":
             warn(learner)
