@@ -275,7 +275,9 @@ def test_a_search_that_diverges_keeps_its_best():
     assert found.x.isfinite().all() and found.loss.isfinite().all()
 
 
-@pytest.mark.parametrize("wrong", [{"steps": 0}, {"rate": -1.0}, {"stop": 0}, {"spread": float("nan")}, {"inertia": 1.0}])
+@pytest.mark.parametrize(
+    "wrong", [{"steps": 0}, {"rate": -1.0}, {"stop": 0}, {"spread": float("nan")}, {"inertia": 1.0}]
+)
 def test_settings_are_checked(wrong):
     with pytest.raises(cl_lib.InputError, match=next(iter(wrong))):
         Settings(**wrong)

@@ -3,14 +3,13 @@ from dataclasses import dataclass
 import torch
 
 from cl_lib import fisher
-from cl_lib.errors import suggest
+from cl_lib.anchored import Anchored
 from cl_lib.functional import quadratic
-from cl_lib.method import Method
 from cl_lib.net import Bag
 
 
 @dataclass
-class EWC(Method):
+class EWC(Anchored):
     r"""Elastic weight consolidation: each parameter on a spring as stiff as its Fisher information.
 
     .. math:: \mathcal L(\theta) = \mathcal L_t(\theta)
@@ -37,26 +36,17 @@ class EWC(Method):
     fisher_samples: int | None = 1000  # None: all samples of the task
     discount_newest: bool = False
 
-    family = "regularisation"
     helps = {"domain": {"strength": 30.0}}
-    neutral = {"strength": 0.0}
-    poor = {
-        "class": "a penalty on parameters cannot tell apart classes that never met in one batch; "
-        "add replay, or choose task- or domain-incremental learning"
-    }
     citation = "Kirkpatrick et al., 2017, PNAS 114: 3521–3526; Schwarz et al., 2018, ICML (online)"
     cost = "end of task: Fisher of fisher_samples samples; memory: 2 × parameters; constant in the tasks"
 
     def check(self, learner):
-        if self.fisher not in fisher.KINDS:
-            raise suggest(self.fisher, fisher.KINDS, "kind of Fisher information")
+        super().check(learner)
         x, y = learner.example()  # a network without single samples' gradients is refused now, not after a task
         fisher.diagonal(learner.net(), x[None], kind="empirical", y=y[None])
 
-    def penalty(self, net, batch, memory):
-        if not memory or self.strength == 0:
-            return 0.0
-        return self.strength / 2 * quadratic(net.params, memory.anchor, memory.stiffness)
+    def distance(self, net, memory):
+        return 0.5 * quadratic(net.params, memory.anchor, memory.stiffness)
 
     def after_task(self, net, task, memory):
         x, y = task.data(self.fisher_samples)

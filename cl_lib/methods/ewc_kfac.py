@@ -3,16 +3,16 @@ from dataclasses import dataclass
 import torch
 
 from cl_lib import fisher
-from cl_lib.errors import InputError, suggest
+from cl_lib.anchored import Anchored
+from cl_lib.errors import suggest
 from cl_lib.functional import quadratic, refuse_changed, with_gradient
-from cl_lib.method import Method
 from cl_lib.net import Bag
 
 TASKS = ("nearest", "add", "list")
 
 
 @dataclass
-class KFACEWC(Method, key="ewc_kfac"):
+class KFACEWC(Anchored, key="ewc_kfac"):
     r"""Online structured Laplace: EWC with a Kronecker-factored block of the Fisher for each layer.
 
     .. math:: \mathcal L(\theta) = \mathcal L_t(\theta) + \frac{\lambda}{2} \sum_\ell
@@ -45,33 +45,21 @@ class KFACEWC(Method, key="ewc_kfac"):
     fisher_samples: int | None = 1000  # None: all samples of the task
     tasks: str = "nearest"  # or "add", "list"
 
-    family = "regularisation"
-    neutral = {"strength": 0.0}
-    helps = {"domain": {}}
-    poor = {
-        "class": "a penalty on parameters cannot tell apart classes that never met in one batch; "
-        "add replay, or choose task- or domain-incremental learning"
-    }
     citation = "Ritter, Botev & Barber, 2018, NeurIPS, arXiv:1805.07810; Martens & Grosse, 2015, ICML"
     cost = "each step: two matrix products a layer; memory: in² + out² a layer; constant in the tasks (not tasks=list)"
 
     def check(self, learner):
         if self.tasks not in TASKS:
             raise suggest(self.tasks, TASKS, "way to join the tasks' factors")
-        if self.fisher not in fisher.KINDS:
-            raise suggest(self.fisher, fisher.KINDS, "kind of Fisher information")
-        if self.strength < 0:
-            raise InputError(f"strength={self.strength} would push parameters away from their anchor: give 0 or more.")
+        super().check(learner)
 
-    def penalty(self, net, batch, memory):
-        if not memory or self.strength == 0:
-            return 0.0
+    def distance(self, net, memory):
         refuse_changed(net.params, memory.anchor)
         value, grads = kronecker_form(net.params, memory.anchor, memory.factors)
         total = with_gradient(value / 2, net.params, grads)
         if "rest" in memory:
             total = total + quadratic(net.params, memory.anchor, memory.rest) / 2
-        return self.strength * total
+        return total
 
     def after_task(self, net, task, memory):
         x, y = task.data(self.fisher_samples)

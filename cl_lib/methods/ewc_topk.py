@@ -3,15 +3,15 @@ from dataclasses import dataclass
 import torch
 
 from cl_lib import fisher, spectrum
-from cl_lib.errors import InputError, suggest
+from cl_lib.anchored import Anchored
+from cl_lib.errors import InputError
 from cl_lib.functional import refuse_changed, with_gradient
 from cl_lib.landscape import unvector, vector
-from cl_lib.method import Method
 from cl_lib.net import Bag
 
 
 @dataclass
-class TopKEWC(Method, key="ewc_topk"):
+class TopKEWC(Anchored, key="ewc_topk"):
     r"""EWC along the leading directions of the full Fisher information, and its diagonal beside them.
 
     .. math:: \mathcal L(\theta) = \mathcal L_t(\theta) + \frac{\lambda}{2}
@@ -38,21 +38,11 @@ class TopKEWC(Method, key="ewc_topk"):
     fisher: str = "exact"  # or "sampled", "empirical"
     fisher_samples: int | None = 1000  # None: all samples of the task
 
-    family = "regularisation"
-    neutral = {"strength": 0.0}
-    helps = {"domain": {}}
-    poor = {
-        "class": "a penalty on parameters cannot tell apart classes that never met in one batch; "
-        "add replay, or choose task- or domain-incremental learning"
-    }
     citation = "the CL tutorial's top-k projection; Kirkpatrick et al., 2017, PNAS 114: 3521–3526"
     cost = "each step: two passes over k × parameters; memory: (k + 2) × parameters; constant in the tasks"
 
     def check(self, learner):
-        if self.fisher not in fisher.KINDS:
-            raise suggest(self.fisher, fisher.KINDS, "kind of Fisher information")
-        if self.strength < 0:
-            raise InputError(f"strength={self.strength} would push parameters away from their anchor: give 0 or more.")
+        super().check(learner)
         P = sum(p[0].numel() for p in learner.params.values())
         for task in range(learner.stream.tasks):
             n = min(len(learner.stream.indices(seed, task)) for seed in learner.seeds)
@@ -66,9 +56,7 @@ class TopKEWC(Method, key="ewc_topk"):
                     f"{P} parameters) has rank {rank} at most, so choose k from 0 to {rank}."
                 )
 
-    def penalty(self, net, batch, memory):
-        if not memory or self.strength == 0:
-            return 0.0
+    def distance(self, net, memory):
         refuse_changed(net.params, memory.anchor)
         with torch.no_grad():
             Δ = vector({k: p - memory.anchor[k] for k, p in net.params.items()})
@@ -77,7 +65,7 @@ class TopKEWC(Method, key="ewc_topk"):
             if self.remainder:
                 pull = pull + memory.rest * Δ
             value = pull @ Δ / 2
-        return self.strength * with_gradient(value, net.params, unvector(net, pull))
+        return with_gradient(value, net.params, unvector(net, pull))
 
     def after_task(self, net, task, memory):
         x, y = task.data(self.fisher_samples)

@@ -3,14 +3,14 @@ from dataclasses import dataclass
 import torch
 
 from cl_lib import fisher
-from cl_lib.errors import InputError, suggest
+from cl_lib.anchored import Anchored
+from cl_lib.errors import suggest
 from cl_lib.functional import quadratic
-from cl_lib.method import Method
 from cl_lib.net import Bag
 
 
 @dataclass
-class MAS(Method):
+class MAS(Anchored):
     r"""Memory aware synapses: hold what the network's output is sensitive to; no label is needed.
 
     .. math:: \Omega_i^{(t)} = \frac1N \sum_n \Big| \frac{\partial \|f_\theta(x_n)\|_2^2}{\partial \theta_i} \Big|,
@@ -32,26 +32,17 @@ class MAS(Method):
     samples: int | None = 1000  # N; None: all inputs of the task
     over_tasks: str = "sum"  # or "mean"
 
-    family = "regularisation"
-    neutral = {"strength": 0.0}
     helps = {"domain": {"strength": 0.1}}
-    poor = {
-        "class": "a penalty on parameters cannot tell apart classes that never met in one batch; "
-        "add replay, or choose task- or domain-incremental learning"
-    }
     citation = "Aljundi et al., 2018, ECCV, arXiv:1711.09601"
     cost = "end of task: one pass over samples inputs; memory: 2 × parameters; constant in the tasks"
 
     def check(self, learner):
+        super().check(learner)
         if self.over_tasks not in ("sum", "mean"):
             raise suggest(self.over_tasks, ("sum", "mean"), "way to join the tasks' importance")
-        if self.strength < 0:
-            raise InputError(f"strength={self.strength} would push parameters away from their anchor: give 0 or more.")
 
-    def penalty(self, net, batch, memory):
-        if not memory or self.strength == 0:
-            return 0.0
-        return self.strength * quadratic(net.params, memory.anchor, memory.importance)
+    def distance(self, net, memory):
+        return quadratic(net.params, memory.anchor, memory.importance)
 
     def after_task(self, net, task, memory):
         x, _ = task.data(self.samples)

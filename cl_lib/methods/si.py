@@ -2,14 +2,14 @@ from dataclasses import dataclass
 
 import torch
 
+from cl_lib.anchored import Anchored
 from cl_lib.errors import InputError
 from cl_lib.functional import quadratic
-from cl_lib.method import Method
 from cl_lib.net import Bag
 
 
 @dataclass
-class SI(Method):
+class SI(Anchored):
     r"""Synaptic intelligence: a parameter matters as much as it helped the loss to fall along the way.
 
     .. math:: \omega_i \mathrel{+}= -g_i\, \Delta\theta_i \quad\text{in each step}, \qquad
@@ -32,20 +32,12 @@ class SI(Method):
     strength: float = 1.0  # c
     damping: float = 0.1  # ξ
 
-    family = "regularisation"
     watches = True
-    neutral = {"strength": 0.0}
-    helps = {"domain": {}}
-    poor = {
-        "class": "a penalty on parameters cannot tell apart classes that never met in one batch; "
-        "add replay, or choose task- or domain-incremental learning"
-    }
     citation = "Zenke, Poole & Ganguli, 2017, ICML, arXiv:1703.04200"
     cost = "each step: a few passes over the parameters; memory: 3 × parameters; constant in the tasks"
 
     def check(self, learner):
-        if self.strength < 0:
-            raise InputError(f"strength={self.strength} would push parameters away from their anchor: give 0 or more.")
+        super().check(learner)
         if not self.damping > 0:
             raise InputError(f"damping={self.damping} would divide by 0 where a parameter did not move: give 0.1, say.")
 
@@ -53,10 +45,10 @@ class SI(Method):
         zeros = {k: torch.zeros_like(p) for k, p in net.params.items()}
         return Bag(memory, anchor=Bag(net.params), path=Bag(zeros))
 
-    def penalty(self, net, batch, memory):
-        if "importance" not in memory or self.strength == 0:
+    def distance(self, net, memory):
+        if "importance" not in memory:  # the first task measures its path only
             return 0.0
-        return self.strength * quadratic(net.params, memory.anchor, memory.importance)
+        return quadratic(net.params, memory.anchor, memory.importance)
 
     def after_step(self, learner, batch, memory):
         before, after, grads = batch.step.before, batch.step.after, batch.step.grads
