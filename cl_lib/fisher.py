@@ -7,19 +7,16 @@ pre-activation gradients.
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.func import grad, vmap
-from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 
+from cl_lib import layerwise
 from cl_lib.errors import InputError, suggest
 from cl_lib.functional import cross_entropy, masked
 from cl_lib.net import Net
 from cl_lib.networks import stackable
 
 KINDS = ("exact", "sampled", "empirical")
-HELD = {"cpu": 2**20, "cuda": 2**26}  # numbers worked on at a time: a CPU's time goes into fresh memory
-UNUSED = {"allow_unused": True, "materialize_grads": True}  # a zero for what a loss does not depend on
 
 
 def diagonal(
@@ -60,14 +57,14 @@ def diagonal(
     Raises:
         InputError: an unknown kind, missing labels, a module that `vmap` cannot carry where it is needed.
     """
-    net = _still(net, x)
+    net = layerwise.still(net, x)
     squares, size = _way(net, x[:1])
-    parts = _parts(x, chunk or _samples(size, x.device))
+    parts = layerwise.parts(x, chunk or layerwise.samples_at_a_time(size, x.device))
     rows = None if rows is None else rows.expand(len(x), -1)
     labels = _labels(net, x, rows, kind, y, generator, parts)
     total = {name: torch.zeros_like(p) for name, p in net.params.items()}
     for i in parts:
-        for name, square in squares(net, x[i], _at(rows, i), [(y[i], w[i]) for y, w in labels]).items():
+        for name, square in squares(net, x[i], layerwise.at(rows, i), [(y[i], w[i]) for y, w in labels]).items():
             total[name] += square
     return {name: t / len(x) for name, t in total.items()}
 
@@ -93,18 +90,18 @@ def kronecker(
     Arguments as in `diagonal`. Returns by layer name (A [K, K], G [O, O]), for the Linear and Conv2d layers whose
     closed form holds; parameters elsewhere have no factors.
     """
-    net = _still(net, x)
-    names, size = _layers(net, x[:1])
-    parts = _parts(x, chunk or _samples(size, x.device))
+    net = layerwise.still(net, x)
+    names, size = layerwise.layers(net, x[:1])
+    parts = layerwise.parts(x, chunk or layerwise.samples_at_a_time(size, x.device))
     rows = None if rows is None else rows.expand(len(x), -1)
     labels = _labels(net, x, rows, kind, y, generator, parts)
     total: dict[str, tuple[Tensor, Tensor]] = {}
     for i in parts:
-        logits, forms, outputs = _tapped(net, x[i])
-        factors = {name: _Factors(form.a, f"{name}.bias" in net.params) for name, form in forms.items()}
-        _backward(net, logits, factors, outputs, _at(rows, i), [(y[i], w[i]) for y, w in labels])
+        logits, forms, outputs = layerwise.tapped(net, x[i])
+        factors = {name: Factors(form.a, f"{name}.bias" in net.params) for name, form in forms.items()}
+        _backward(net, logits, factors, outputs, layerwise.at(rows, i), [(y[i], w[i]) for y, w in labels])
         for name, layer in factors.items():
-            if name in names and type(forms[name]) is _Matrix:
+            if name in names and type(forms[name]) is layerwise.Matrix:
                 A, G = layer.total()
                 before = total.get(name, (0, 0))
                 total[name] = before[0] + A / len(x), before[1] + G / len(x)
@@ -122,14 +119,14 @@ def magnitude(net: Net, x: Tensor, value: Callable[[Tensor], Tensor], chunk: int
     Returns:
         by name, a tensor shaped like the parameter.
     """
-    net = _still(net, x)
+    net = layerwise.still(net, x)
     by_layer, size = _way(net, x[:1])
     total = {name: torch.zeros_like(p) for name, p in net.params.items()}
-    for i in _parts(x, chunk or _samples(size, x.device)):
+    for i in layerwise.parts(x, chunk or layerwise.samples_at_a_time(size, x.device)):
         if by_layer is _squares_by_layer:
-            logits, forms, outputs = _tapped(net, x[i], torch.abs)
-            _add(value(logits).sum(), forms, outputs)
-            part = _total(net, forms)
+            logits, forms, outputs = layerwise.tapped(net, x[i], torch.abs)
+            layerwise.tell(value(logits).sum(), forms, outputs)
+            part = layerwise.totals(net, forms)
         else:
             part = {k: g.abs().sum(0) for k, g in _gradients(net, x[i], value).items()}
         for name, t in part.items():
@@ -147,8 +144,8 @@ def _gradients(net, x, value):
 
 def draw_labels(net: Net, x: Tensor, rows: Tensor | None, generator: torch.Generator | None) -> Tensor:
     """One label for each sample, drawn from the net's own softmax over the rows that count: [N]."""
-    net = _still(net, x)
-    return _labels(net, x, rows, "sampled", None, generator, _parts(x, 1024))[0][0]
+    net = layerwise.still(net, x)
+    return _labels(net, x, rows, "sampled", None, generator, layerwise.parts(x, 1024))[0][0]
 
 
 def per_sample_gradients(
@@ -166,19 +163,8 @@ def per_sample_gradients(
         return cross_entropy(net.replace(params=params, training=False)(x[None]), y[None], rows)
 
     rows = None if rows is None else rows.expand(len(x), -1)
-    chunk = chunk or _samples(_count(params.values()), x.device)
+    chunk = chunk or layerwise.samples_at_a_time(layerwise.count(params.values()), x.device)
     return vmap(grad(loss), (None, 0, 0, None if rows is None else 0), chunk_size=chunk)(params, x, y, rows)
-
-
-def _still(net, x):
-    """The net in eval mode with leaves of its own."""
-    if len(x) == 0:
-        raise InputError("The Fisher information is a mean over samples, but x has none: give at least one.")
-    return net.replace(params={k: p.detach().requires_grad_() for k, p in net.params.items()}, training=False)
-
-
-def _parts(x, chunk):
-    return [slice(i, i + chunk) for i in range(0, len(x), chunk)]
 
 
 def _labels(net, x, rows, kind, y, generator, parts):
@@ -190,7 +176,7 @@ def _labels(net, x, rows, kind, y, generator, parts):
             raise InputError('The empirical Fisher needs labels: give y, or choose kind="exact" or "sampled".')
         return [(y, torch.ones_like(y))]
     with torch.no_grad():
-        p = torch.cat([masked(net(x[i]), _at(rows, i)).softmax(-1) for i in parts])
+        p = torch.cat([masked(net(x[i]), layerwise.at(rows, i)).softmax(-1) for i in parts])
     return _every_label(p) if kind == "exact" else [_drawn_label(p, generator)]
 
 
@@ -206,19 +192,6 @@ def _drawn_label(p, generator):
     return y, torch.ones_like(y)
 
 
-def _at(rows, part):
-    return None if rows is None else rows[part]
-
-
-def _samples(size, device):
-    """How many samples to take at a time if each holds so many numbers."""
-    return max(1, HELD.get(device.type, HELD["cuda"]) // size)
-
-
-def _count(tensors):
-    return sum(t.numel() for t in tensors)
-
-
 # --- Σ_n Σ_c w (∂ log p_c)², by samples or by layers ------------------------------------------------------
 
 
@@ -228,27 +201,10 @@ def _way(net, x):
     The layers' closed forms fall short where a parameter lies in another kind of layer, or in two of them, or
     is used outside its layer: so they are tried out on one sample x, against autograd.
     """
-    names, size = _layers(net, x)
+    names, size = layerwise.layers(net, x)
     if all(name.rpartition(".")[0] in names for name in net.params):
         return _squares_by_layer, size
-    return _squares_by_sample, _count(net.params.values())
-
-
-def _layers(net, x):
-    """The layers whose closed form holds for all their trained parameters, and the numbers a sample holds in them."""
-    try:
-        logits, forms, outputs = _tapped(net, x)
-    except InputError:  # a layer is called twice
-        return set(), _count(net.params.values())
-    loss = (logits @ torch.linspace(1, 2, logits.shape[-1]).to(logits)).sum()
-    _add(loss, forms, outputs)
-    ours = _total(net, forms)
-    theirs = torch.autograd.grad(loss, list(net.params.values()), **UNUSED)
-    names = set(forms)
-    for name, g in zip(net.params, theirs, strict=True):
-        if name not in ours or (ours[name] - g**2).abs().max() > 0.01 * (g**2).max():
-            names.discard(name.rpartition(".")[0])
-    return names, 2 * _count(outputs) + _count(form.a for form in forms.values())
+    return _squares_by_sample, layerwise.count(net.params.values())
 
 
 def _squares_by_sample(net, x, rows, labels):
@@ -262,92 +218,19 @@ def _squares_by_sample(net, x, rows, labels):
 
 def _squares_by_layer(net, x, rows, labels):
     """From each layer's input a and, with one backward pass a label, the gradient δ in its output."""
-    logits, forms, outputs = _tapped(net, x)
+    logits, forms, outputs = layerwise.tapped(net, x)
     _backward(net, logits, forms, outputs, rows, labels)
-    return _total(net, forms)
+    return layerwise.totals(net, forms)
 
 
 def _backward(net, logits, forms, outputs, rows, labels):
     """One backward pass a label: each form is told its layer's √w · ∂(−log p_y) in the output."""
     for y, w in labels:
         loss = w.to(logits.dtype).sqrt() @ cross_entropy(logits, y, rows, reduction="none")
-        _add(loss, forms, outputs)
+        layerwise.tell(loss, forms, outputs)
 
 
-def _tapped(net, x, measure=torch.square):
-    """The logits; by name the closed form of each layer that has one; and those layers' outputs."""
-    logits, inputs, outputs = net.taps(x)
-    forms = {name: form for name, a in inputs.items() if (form := _form(net, name, a.detach(), measure))}
-    return logits, forms, [outputs[name] for name in forms]
-
-
-def _form(net, name, a, measure):
-    layer = net.module.get_submodule(name)
-    if f"{name}.weight" not in net.params:
-        return None
-    if type(layer) is nn.Linear and a.dim() == 2:
-        return _Matrix(a[..., None], measure)
-    usual = type(layer) is nn.Conv2d and layer.groups == 1 and layer.padding_mode == "zeros"
-    if usual and not isinstance(layer.padding, str):
-        return _Matrix(F.unfold(a, layer.kernel_size, layer.dilation, layer.padding, layer.stride), measure)
-    if isinstance(layer, BatchNorm) and layer.track_running_stats:
-        mean, variance = (net.buffers[f"{name}.running_{s}"] for s in ("mean", "var"))
-        return _Scale(F.batch_norm(a, mean, variance, eps=layer.eps).reshape(*a.shape[:2], -1), measure)
-    return None
-
-
-def _add(loss, forms, outputs):
-    if forms:
-        deltas = torch.autograd.grad(loss, outputs, retain_graph=True, **UNUSED)
-        for form, δ in zip(forms.values(), deltas, strict=True):
-            form.add(δ.reshape(*δ.shape[:2], -1))
-
-
-def _total(net, forms):
-    squares = {f"{name}.{part}": t for name, form in forms.items() for part, t in form.total().items()}
-    return {name: squares[name].reshape(p.shape) for name, p in net.params.items() if name in squares}
-
-
-class _Matrix:
-    """s_l = W a_l + b at a sample's places l: ∂W = Σ_l δ_l a_lᵀ, ∂b = Σ_l δ_l, for δ [N, O, L], a [N, K, L].
-
-    Their squares (or magnitudes) are summed over samples and labels. With one place alone that is
-    Σ_n Σ_c (δ aᵀ)² = (Σ_c δ²)ᵀ a²: a single product for all labels.
-    """
-
-    def __init__(self, a, measure):
-        self.a, self.one_place, self.measure = a, a.shape[-1] == 1, measure
-        self.weight = self.bias = 0
-
-    def add(self, δ):
-        if not self.one_place:
-            n = _samples(δ.shape[1] * self.a.shape[1], δ.device)
-            for d, a in zip(δ.split(n), self.a.split(n), strict=True):
-                g = d @ a.mT
-                self.weight = self.weight + self.measure(g, out=g).sum(0)
-        self.bias = self.bias + self.measure(δ.sum(-1))
-
-    def total(self):
-        weight = self.bias.mT @ self.measure(self.a[..., 0]) if self.one_place else self.weight
-        return {"weight": weight, "bias": self.bias.sum(0)}
-
-
-class _Scale:
-    """s_l = γ a_l + β for a normalised input a: ∂γ = Σ_l δ_l a_l, ∂β = Σ_l δ_l, for δ and a [N, C, L]."""
-
-    def __init__(self, a, measure):
-        self.a, self.measure = a, measure
-        self.weight = self.bias = 0
-
-    def add(self, δ):
-        self.weight = self.weight + self.measure((δ * self.a).sum(-1)).sum(0)
-        self.bias = self.bias + self.measure(δ.sum(-1)).sum(0)
-
-    def total(self):
-        return {"weight": self.weight, "bias": self.bias}
-
-
-class _Factors:
+class Factors:
     """Σ_n Σ_l ā āᵀ and Σ_n Σ_l δ δᵀ / L of a layer with inputs a [N, K, L], over all labels."""
 
     def __init__(self, a, bias):

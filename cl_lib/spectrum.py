@@ -15,12 +15,13 @@ import torch
 from torch import Tensor
 from torch.func import jvp, vjp, vmap
 
-from cl_lib import fisher
+from cl_lib import fisher, layerwise
 from cl_lib.eigen import Product, effective_rank, lanczos, power, refuse_more_than, share  # noqa: F401
 from cl_lib.errors import InputError, suggest
 from cl_lib.functional import masked
 from cl_lib.landscape import layers, logits_of, vector
 from cl_lib.net import Net
+from cl_lib.networks import stackable
 
 SMALL_GRAM = 1500  # rows up to which all eigenpairs of the Gram matrix come faster than a few by products
 
@@ -46,10 +47,10 @@ def roots(
         raise suggest(kind, fisher.KINDS, "kind of Fisher information")
     if kind == "empirical" and y is None:
         raise InputError('The empirical Fisher needs labels: give y, or choose kind="exact" or "sampled".')
-    net = fisher._still(net, x)
+    net = layerwise.still(net, x)
     rows = None if rows is None else rows.expand(len(x), -1)
     with torch.no_grad():
-        p = torch.cat([masked(net(x[i]), fisher._at(rows, i)).softmax(-1) for i in fisher._parts(x, 256)])
+        p = torch.cat([masked(net(x[i]), layerwise.at(rows, i)).softmax(-1) for i in layerwise.parts(x, 256)])
     if kind != "exact":
         y = fisher.draw_labels(net, x, rows, generator) if kind == "sampled" else y
         return (p - torch.nn.functional.one_hot(y, p.shape[-1]))[..., None]
@@ -191,14 +192,14 @@ def gram(
 
 def _pieces_of_rows(net, x, R):
     """Each layer's part of the rows b_nj √N, in the shortest form that it has."""
-    net = fisher._still(net, x)
-    names, _ = fisher._layers(net, x[:1])
+    net = layerwise.still(net, x)
+    names, _ = layerwise.layers(net, x[:1])
     pieces, rest = [], set(net.params)
     if names:
-        logits, forms, outputs = fisher._tapped(net, x)
+        logits, forms, outputs = layerwise.tapped(net, x)
         logits = logits.reshape(len(x), -1)
         each = [
-            torch.autograd.grad((logits * R[..., j]).sum(), outputs, retain_graph=True, **fisher.UNUSED)
+            torch.autograd.grad((logits * R[..., j]).sum(), outputs, retain_graph=True, **layerwise.UNUSED)
             for j in range(R.shape[-1])
         ]
         for i, (name, form) in enumerate(forms.items()):
@@ -207,13 +208,13 @@ def _pieces_of_rows(net, x, R):
                 continue
             rest -= set(own)
             δ = torch.stack([d[i].reshape(*d[i].shape[:2], -1) for d in each], 1)  # [N, J, O, L]
-            if isinstance(form, fisher._Matrix) and form.one_place:
+            if isinstance(form, layerwise.Matrix) and form.one_place:
                 pieces.append(_Dense(own, form.a[..., 0], δ[..., 0]))
                 continue
-            weight = δ @ form.a.mT[:, None] if isinstance(form, fisher._Matrix) else (δ * form.a[:, None]).sum(-1)
+            weight = δ @ form.a.mT[:, None] if isinstance(form, layerwise.Matrix) else (δ * form.a[:, None]).sum(-1)
             pieces += [_Rows(own[0], weight)] + [_Rows(bias, δ.sum(-1)) for bias in own[1:]]
     if rest:
-        if reason := fisher.stackable(net.module):
+        if reason := stackable(net.module):
             raise InputError(f"The gradients of single samples are out of reach: {reason}.")
         fixed = {k: p.detach() for k, p in net.params.items()}
         free = {k: p for k, p in fixed.items() if k in rest}
