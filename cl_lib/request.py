@@ -1,5 +1,7 @@
 """What a run is asked to do: settings told apart, checked, and put into a configuration that names the run."""
 
+import hashlib
+import json
 from collections.abc import Iterable
 
 import torch
@@ -39,6 +41,11 @@ def configuration(method: Method, stream, options: Options) -> dict:
 def initial_network(method: Method, stream, options: Options, seed: int):
     """One seed's network before any training, with what the method changes about it."""
     return method.build(networks.build(options.network, stream.shape, stream.outputs, options.hidden, seed), stream)
+
+
+def digest(config: dict, seeds: tuple[int, ...]) -> str:
+    """A short name for a configuration: equal names, equal runs."""
+    return hashlib.sha256(json.dumps([config, seeds], sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 
 def check_stream(stream) -> None:

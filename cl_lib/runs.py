@@ -1,6 +1,5 @@
 """A whole stream at once: groups of seeds in processes, finished runs recognised, killed ones resumed."""
 
-import hashlib
 import json
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from cl_lib.files import replacing, writable
 from cl_lib.learner import Learner
 from cl_lib.net import Bag
 from cl_lib.options import plain
-from cl_lib.request import check_seeds, check_stream, configuration, initial_network, pick_device, separate
+from cl_lib.request import check_seeds, check_stream, configuration, digest, initial_network, pick_device, separate
 from cl_lib.results import Result
 
 
@@ -115,11 +114,6 @@ def run_group(method, stream, seeds, settings: dict, checkpoint: Path | None, al
             raise  # else these seeds were dropped, and other processes may have better ones
     learner.progress.end()
     return learner.result()
-
-
-def digest(config: dict, seeds: tuple[int, ...]) -> str:
-    """A short name for a configuration: equal names, equal runs."""
-    return hashlib.sha256(json.dumps([config, seeds], sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 
 def save_checkpoint(learner: Learner, path) -> None:

@@ -27,13 +27,9 @@ SMALL_GRAM = 1500  # rows up to which all eigenpairs of the Gram matrix come fas
 
 
 def roots(
-    net: Net,
-    x: Tensor,
-    rows: Tensor | None = None,
-    kind: str = "exact",
-    y: Tensor | None = None,
+    net: Net, x: Tensor, rows: Tensor | None = None, kind: str = "exact", y: Tensor | None = None,
     generator: torch.Generator | None = None,
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     r"""R_n ``[N, C, J]`` in the logits, so that with the Jacobian J_n of sample n's logits
 
     .. math:: F = \frac1N \sum_n J_n^\top R_n R_n^\top J_n, \qquad
@@ -64,14 +60,9 @@ def roots(
 
 
 def operator(
-    net: Net,
-    x: Tensor,
-    rows: Tensor | None = None,
-    kind: str = "exact",
-    y: Tensor | None = None,
-    generator: torch.Generator | None = None,
-    chunk: int = 256,
-) -> Product:
+    net: Net, x: Tensor, rows: Tensor | None = None, kind: str = "exact", y: Tensor | None = None,
+    generator: torch.Generator | None = None, chunk: int = 256,
+) -> Product:  # fmt: skip
     r"""v ``[P]`` or ``[k, P]`` -> F v of the same shape, by one Jacobian-vector and one vector-Jacobian product:
 
     .. math:: F v = \frac1N \sum_n J_n^\top R_n R_n^\top J_n v
@@ -154,13 +145,9 @@ class Spectrum:
 
 
 def gram(
-    net: Net,
-    x: Tensor,
-    rows: Tensor | None = None,
-    kind: str = "exact",
-    y: Tensor | None = None,
+    net: Net, x: Tensor, rows: Tensor | None = None, kind: str = "exact", y: Tensor | None = None,
     generator: torch.Generator | None = None,
-) -> Spectrum:
+) -> Spectrum:  # fmt: skip
     r"""The exact spectrum of the Fisher of the samples x ``[N, …]``: that of its Gram matrix B Bᵀ, as F = Bᵀ B.
 
     .. math:: b_{nj} = J_n^\top r_{nj}/\sqrt N, \qquad
@@ -273,16 +260,9 @@ class _Rows:
 
 
 def top(
-    net: Net,
-    x: Tensor,
-    k: int,
-    rows: Tensor | None = None,
-    kind: str = "exact",
-    y: Tensor | None = None,
-    generator: torch.Generator | None = None,
-    route: str = "auto",
-    tolerance: float = 1e-4,
-) -> tuple[Tensor, Tensor]:
+    net: Net, x: Tensor, k: int, rows: Tensor | None = None, kind: str = "exact", y: Tensor | None = None,
+    generator: torch.Generator | None = None, route: str = "auto", tolerance: float = 1e-4,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """The k leading eigenpairs of the Fisher, ``[k]`` and ``[k, P]``, by ``route`` "gram", "lanczos" or "power".
 
     "auto" takes the Gram matrix while it is small, else Lanczos. Directions beyond the Fisher's actual rank come

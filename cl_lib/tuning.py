@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from cl_lib import _torchvision  # noqa: F401, torchmetrics imports torchvision
+from cl_lib.request import digest
 from cl_lib.search import optimise
 
 RANGES = {  # Janetzky et al., appendix B.3
@@ -61,8 +62,6 @@ def quality(reconstructed: Tensor, references: Tensor, pixels) -> Tensor:
 
 def tuned(method, learner, task: int, position: int, search):
     """One seed's reconstruction with the settings that its study finds best: ReCL's strategies of §4.3."""
-    from cl_lib.runs import digest
-
     settings = method.settings()
 
     def loss(chosen):
