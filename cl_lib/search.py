@@ -44,15 +44,18 @@ def drawn(trial, name: str, span: dict):
 def study_of(place: str | None, name: str, direction: str):
     """The Optuna study of that name, kept in memory (None), in a file, or in a database (a URL)."""
     optuna = _optuna()
-    storage = place
-    if place is not None and "://" not in str(place):
-        from optuna.storages.journal import JournalFileBackend
+    from optuna.storages.journal import JournalFileBackend
 
-        try:
+    storage = place
+    try:
+        if place is not None and "://" not in str(place):
             storage = optuna.storages.JournalStorage(JournalFileBackend(str(place)))
-        except OSError as error:
-            raise InputError(f"study={place!r} cannot be opened ({error}): give a file that can be written.") from error
-    return optuna.create_study(storage=storage, study_name=name, direction=direction, load_if_exists=True)
+        return optuna.create_study(storage=storage, study_name=name, direction=direction, load_if_exists=True)
+    except Exception as error:  # of the file system, of the database's own driver, of Optuna
+        reason = str(error).partition("\n")[0]
+        raise InputError(
+            f"study={place!r} cannot be opened ({reason}): give a file that can be written, or a database's URL."
+        ) from error
 
 
 def optimise(objective, ranges: dict, trials: int, place: str | None, name: str, direction: str) -> dict:

@@ -442,6 +442,12 @@ def test_study_killed_and_resumed_equals_uninterrupted(tmp_path):
     assert not calls
 
 
+@pytest.mark.parametrize("place", ["/nonexistent/log", "sqlite:////nonexistent/x.db", "redis://x"])
+def test_a_study_that_cannot_be_kept_is_refused(place):
+    with pytest.raises(cl_lib.InputError, match="cannot be opened"):
+        optimise(lambda chosen: 0.0, tuning.RANGES, 1, place, "study", "minimize")
+
+
 def test_killed_run_goes_on(tmp_path):
     how = {**BRIEF, **QUICK, "host": "er", "strategy": "unsupervised", "trials": 2, "study": str(tmp_path / "studies")}
     learner = Learner("recl", stream(), **how)
