@@ -1,7 +1,7 @@
 """What EWC and its relatives share: parameters are held near an anchor, where an earlier task left them."""
 
 from cl_lib import fisher
-from cl_lib.errors import InputError, suggest
+from cl_lib.errors import InputError
 from cl_lib.method import Method
 
 
@@ -25,8 +25,7 @@ class Anchored(Method, registered=False):
     def check(self, learner):
         if self.strength < 0:
             raise InputError(f"strength={self.strength} would push parameters away from their anchor: give 0 or more.")
-        if (kind := getattr(self, "fisher", "exact")) not in fisher.KINDS:
-            raise suggest(kind, fisher.KINDS, "kind of Fisher information")
+        fisher.check_kind(getattr(self, "fisher", "exact"))
 
     def penalty(self, net, batch, memory):
         if not memory or self.strength == 0:

@@ -14,7 +14,6 @@ from cl_lib import layerwise
 from cl_lib.errors import InputError, suggest
 from cl_lib.functional import cross_entropy, masked
 from cl_lib.net import Net
-from cl_lib.networks import stackable
 
 KINDS = ("exact", "sampled", "empirical")
 
@@ -136,8 +135,7 @@ def magnitude(net: Net, x: Tensor, value: Callable[[Tensor], Tensor], chunk: int
 
 def _gradients(net, x, value):
     """∇_θ v(f(x_n)) of each sample n, by name [N, …]."""
-    if reason := stackable(net.module):
-        raise InputError(f"The gradients of single samples are out of reach: {reason}.")
+    layerwise.refuse_without_vmap(net)
     of = lambda params, x: value(net.replace(params=params)(x[None]))[0]
     return vmap(grad(of), (None, 0))({k: p.detach() for k, p in net.params.items()}, x)
 
@@ -155,8 +153,7 @@ def per_sample_gradients(
 
     Arguments as in `diagonal`. Raises InputError for a module that `vmap` cannot carry.
     """
-    if reason := stackable(net.module):
-        raise InputError(f"The gradients of single samples are out of reach: {reason}.")
+    layerwise.refuse_without_vmap(net)
     params = {name: p.detach() for name, p in net.params.items()}
 
     def loss(params, x, y, rows):
@@ -167,16 +164,26 @@ def per_sample_gradients(
     return vmap(grad(loss), (None, 0, 0, None if rows is None else 0), chunk_size=chunk)(params, x, y, rows)
 
 
-def _labels(net, x, rows, kind, y, generator, parts):
-    """The labels whose gradients a kind of Fisher information is made of: pairs (y [N], weight w [N])."""
+def check_kind(kind: str, labelled: bool = True) -> None:
+    """Refuse an unknown kind of Fisher information, and the empirical one where there are no labels."""
     if kind not in KINDS:
         raise suggest(kind, KINDS, "kind of Fisher information")
+    if kind == "empirical" and not labelled:
+        raise InputError('The empirical Fisher needs labels: give y, or choose kind="exact" or "sampled".')
+
+
+@torch.no_grad()
+def probabilities(net: Net, x: Tensor, rows: Tensor | None, parts: list[slice]) -> Tensor:
+    """The softmax [N, C] over the rows [N, C] that count, of the samples of one part after another."""
+    return torch.cat([masked(net(x[i]), layerwise.at(rows, i)).softmax(-1) for i in parts])
+
+
+def _labels(net, x, rows, kind, y, generator, parts):
+    """The labels whose gradients a kind of Fisher information is made of: pairs (y [N], weight w [N])."""
+    check_kind(kind, labelled=y is not None)
     if kind == "empirical":
-        if y is None:
-            raise InputError('The empirical Fisher needs labels: give y, or choose kind="exact" or "sampled".')
         return [(y, torch.ones_like(y))]
-    with torch.no_grad():
-        p = torch.cat([masked(net(x[i]), layerwise.at(rows, i)).softmax(-1) for i in parts])
+    p = probabilities(net, x, rows, parts)
     return _every_label(p) if kind == "exact" else [_drawn_label(p, generator)]
 
 

@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 
 from cl_lib.errors import InputError
+from cl_lib.networks import stackable
 
 HELD = {"cpu": 2**20, "cuda": 2**26}  # numbers worked on at a time: a CPU's time goes into fresh memory
 UNUSED = {"allow_unused": True, "materialize_grads": True}  # a zero for what a loss does not depend on
@@ -20,6 +21,12 @@ def still(net, x):
     if len(x) == 0:
         raise InputError("The Fisher information is a mean over samples, but x has none: give at least one.")
     return net.replace(params={k: p.detach().requires_grad_() for k, p in net.params.items()}, training=False)
+
+
+def refuse_without_vmap(net):
+    """Refuse a network whose single samples' gradients could not be had in full either."""
+    if reason := stackable(net.module):
+        raise InputError(f"The gradients of single samples are out of reach: {reason}.")
 
 
 def parts(x, chunk):

@@ -10,6 +10,7 @@ the parameters end to end (``landscape.vector``), k of them are ``[k, P]``; eige
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -18,12 +19,11 @@ from torch.func import jvp, vjp, vmap
 from cl_lib import fisher, layerwise
 from cl_lib.eigen import Product, effective_rank, lanczos, power, refuse_more_than, share  # noqa: F401
 from cl_lib.errors import InputError, suggest
-from cl_lib.functional import masked
 from cl_lib.landscape import layers, logits_of, vector
 from cl_lib.net import Net
-from cl_lib.networks import stackable
 
-SMALL_GRAM = 1500  # rows up to which all eigenpairs of the Gram matrix come faster than a few by products
+SMALL_GRAM = 1500  # rows up to which even two eigenpairs come no later through the Gram matrix than by products
+WHOLE_GRAM = 500  # rows up to which all of its eigenpairs come about as fast as a few
 
 
 def roots(
@@ -39,14 +39,10 @@ def roots(
     for the exact Fisher, or the sampled and the empirical one. The exact R_n has at most C − 1 columns, the rank
     of what it is the root of. Arguments as in ``fisher.diagonal``.
     """
-    if kind not in fisher.KINDS:
-        raise suggest(kind, fisher.KINDS, "kind of Fisher information")
-    if kind == "empirical" and y is None:
-        raise InputError('The empirical Fisher needs labels: give y, or choose kind="exact" or "sampled".')
+    fisher.check_kind(kind, labelled=y is not None)
     net = layerwise.still(net, x)
     rows = None if rows is None else rows.expand(len(x), -1)
-    with torch.no_grad():
-        p = torch.cat([masked(net(x[i]), layerwise.at(rows, i)).softmax(-1) for i in layerwise.parts(x, 256)])
+    p = fisher.probabilities(net, x, rows, layerwise.parts(x, 256))
     if kind != "exact":
         y = fisher.draw_labels(net, x, rows, generator) if kind == "sampled" else y
         return (p - torch.nn.functional.one_hot(y, p.shape[-1]))[..., None]
@@ -117,31 +113,45 @@ def rank_bound(samples: int, classes: int, kind: str = "exact", parameters: int 
 class Spectrum:
     """All eigenvalues of an N-sample Fisher that can differ from zero, ``values`` ``[r]``, largest first.
 
-    ``vectors(k)`` gives the k leading eigenvectors ``[k, P]``; ``gram`` ``[r, r]`` is the matrix itself.
+    ``leading(k)`` gives a few eigenpairs without the rest; ``gram`` ``[r, r]`` is the matrix itself.
     ``trace`` is exact, also of what was too small for ``values``.
     """
 
-    values: Tensor
     gram: Tensor
     trace: Tensor
     _lift: Callable[[Tensor], Tensor]
 
+    @cached_property
+    def values(self) -> Tensor:
+        return torch.linalg.eigvalsh(self.gram).flip(0).clamp_min(0)
+
     @property
     def rank(self) -> int:
         """How many eigenvalues are not zero but for rounding."""
-        return int((self.values > len(self.gram) * torch.finfo(self.values.dtype).eps * self.values[:1]).sum())
+        return self._rank(self.values)
+
+    def _rank(self, values):
+        return int((values > len(self.gram) * torch.finfo(values.dtype).eps * values[:1]).sum())
 
     def vectors(self, k: int) -> Tensor:
-        r"""v_i = Bᵀ u_i / √λ_i ``[k, P]``; raises InputError for more than the rank."""
-        refuse_more_than(k, self.rank, "eigenvalues that are not zero")
-        if len(self.gram) > SMALL_GRAM and k <= len(self.gram) // 10:
-            begin = torch.ones_like(self.gram[0]) + torch.linspace(0, 1, len(self.gram)).to(self.gram)
-            λ, U = lanczos(lambda u: self.gram @ u, begin, k, tolerance=1e-6)
+        """The k leading eigenvectors ``[k, P]``; raises InputError for more than the rank."""
+        values, V = self.leading(k)
+        refuse_more_than(k, len(values), "eigenvalues that are not zero")
+        return V
+
+    def leading(self, k: int) -> tuple[Tensor, Tensor]:
+        r"""The k leading eigenvalues λ_i and vectors v_i = Bᵀ u_i / √λ_i, ``[k]`` and ``[k, P]``, or up to the rank."""
+        rows, K = len(self.gram), self.gram
+        if rows > WHOLE_GRAM and k <= rows // 10:
+            begin = torch.ones_like(K[0]) + torch.linspace(0, 1, rows).to(K)
+            λ, U = lanczos(lambda u: K @ u, begin, k, tolerance=10 * torch.finfo(K.dtype).eps)
+            values = λ
         else:
-            λ, U = (t.flip(-1)[..., :k] for t in torch.linalg.eigh(self.gram))
-            U = U.T
-        V = self._lift(U) / λ.clamp_min(torch.finfo(λ.dtype).tiny).sqrt()[:, None]
-        return V / V.norm(dim=1, keepdim=True)
+            λ, U = torch.linalg.eigh(K)
+            λ, U, values = λ.flip(0)[:k], U.flip(1).T[:k], self.values[:k]
+        rank = self._rank(values)
+        V = self._lift(U[:rank]) / λ[:rank].clamp_min(torch.finfo(λ.dtype).tiny).sqrt()[:, None]
+        return values[:rank], V / V.norm(dim=1, keepdim=True)
 
 
 def gram(
@@ -174,7 +184,7 @@ def gram(
         parts = {name: t for piece in pieces for name, t in piece.combine(U, n, j).items()}
         return torch.cat([parts[name].flatten(1) for name in net.params], 1) / len(x) ** 0.5
 
-    return Spectrum(torch.linalg.eigvalsh(K).flip(0).clamp_min(0), K, trace, lift)
+    return Spectrum(K, trace, lift)
 
 
 def _pieces_of_rows(net, x, R):
@@ -201,8 +211,7 @@ def _pieces_of_rows(net, x, R):
             weight = δ @ form.a.mT[:, None] if isinstance(form, layerwise.Matrix) else (δ * form.a[:, None]).sum(-1)
             pieces += [_Rows(own[0], weight)] + [_Rows(bias, δ.sum(-1)) for bias in own[1:]]
     if rest:
-        if reason := stackable(net.module):
-            raise InputError(f"The gradients of single samples are out of reach: {reason}.")
+        layerwise.refuse_without_vmap(net)
         fixed = {k: p.detach() for k, p in net.params.items()}
         free = {k: p for k, p in fixed.items() if k in rest}
 
@@ -277,11 +286,9 @@ def top(
     if route == "auto":
         route = "gram" if bound <= SMALL_GRAM else "lanczos"
     if route == "gram":
-        spectrum = gram(net, x, rows, kind, y, generator)
-        rank = min(k, spectrum.rank)
-        V = spectrum.vectors(rank)
-        blank = V.new_zeros(k - rank, V.shape[1])
-        return torch.cat([spectrum.values[:rank], blank[:, 0]]), torch.cat([V, blank])
+        values, V = gram(net, x, rows, kind, y, generator).leading(k)
+        blank = V.new_zeros(k - len(V), V.shape[1])
+        return torch.cat([values, blank[:, 0]]), torch.cat([V, blank])
     product = operator(net, x, rows, kind, y, generator)
     if route == "power":
         return power(product, start(net, min(P, k + 5), generator), k, tolerance)
