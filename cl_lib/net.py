@@ -186,7 +186,8 @@ class Net:
         if self.module.training != self.training:
             self.module.train(self.training)
         head, seen = head_of(self.module), []
-        with head.register_forward_pre_hook(lambda _, args: seen.append(args[0])) if head else nullcontext():
+        remember = lambda _, args, named: seen.append(next(iter((*args, *named.values()))))
+        with head.register_forward_pre_hook(remember, with_kwargs=True) if head else nullcontext():
             logits = functional_call(self.module, (self.params, self.buffers), (x,))
         self._x, self._logits, self._features = x, logits, seen[-1] if seen else None
         self._has_graph = torch.is_grad_enabled()

@@ -41,21 +41,29 @@ def drawn(trial, name: str, span: dict):
     return (trial.suggest_int if whole else trial.suggest_float)(name, *bounds, log=kind == "log")
 
 
-def study_of(place: str | None, name: str, direction: str):
-    """The Optuna study of that name, kept in memory (None), in a file, or in a database (a URL)."""
+def storage_of(place: str | None):
+    """Where Optuna keeps its studies: in memory (None), in a file, or in a database (a URL).
+
+    Raises InputError for a place that cannot be used.
+    """
     optuna = _optuna()
     from optuna.storages.journal import JournalFileBackend
 
-    storage = place
     try:
         if place is not None and "://" not in str(place):
-            storage = optuna.storages.JournalStorage(JournalFileBackend(str(place)))
-        return optuna.create_study(storage=storage, study_name=name, direction=direction, load_if_exists=True)
+            return optuna.storages.JournalStorage(JournalFileBackend(str(place)))
+        return optuna.storages.get_storage(place)
     except Exception as error:  # of the file system, of the database's own driver, of Optuna
         reason = str(error).partition("\n")[0]
         raise InputError(
             f"study={place!r} cannot be opened ({reason}): give a file that can be written, or a database's URL."
         ) from error
+
+
+def study_of(place: str | None, name: str, direction: str):
+    """The Optuna study of that name, kept at a place as :func:`storage_of` has it."""
+    storage = storage_of(place)
+    return _optuna().create_study(storage=storage, study_name=name, direction=direction, load_if_exists=True)
 
 
 def optimise(objective, ranges: dict, trials: int, place: str | None, name: str, direction: str) -> dict:

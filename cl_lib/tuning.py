@@ -1,6 +1,7 @@
 """How good a reconstruction is, and the search for its settings: pairs, structural similarity, strategies."""
 
 import dataclasses
+import math
 
 import torch
 from torch import Tensor
@@ -62,21 +63,26 @@ def quality(reconstructed: Tensor, references: Tensor, pixels) -> Tensor:
 
 def tuned(method, learner, task: int, position: int, search):
     """One seed's reconstruction with the settings that its study finds best: ReCL's strategies of §4.3."""
-    settings = method.settings()
-
-    def loss(chosen):
-        return float(search(dataclasses.replace(settings, **chosen)).loss[0])
-
-    def likeness(chosen):
-        x = search(dataclasses.replace(settings, **chosen)).x[0].to(references.dtype)
-        return float(quality(x, references, learner.stream.pixels).mean())
-
-    if method.strategy == "supervised":
+    settings, supervised = method.settings(), method.strategy == "supervised"
+    if supervised:
         kept = learner.memory.stored
         references = kept.x[position, : int(min(kept.seen[position], method.references))]
+    best = (-math.inf, {}, None)  # what this process has found: its merit, settings, samples
+
+    def value(chosen):
+        nonlocal best
+        found = search(dataclasses.replace(settings, **chosen))
+        if supervised:
+            merit = result = float(quality(found.x[0].to(references.dtype), references, learner.stream.pixels).mean())
+        else:
+            merit = -(result := float(found.loss[0]))
+        if merit > best[0]:
+            best = merit, chosen, found
+        return result
+
     config = learner.config()
     config["parameters"] = {k: v for k, v in config["parameters"].items() if k not in ("study", "trials")}
     name = f"recl-{digest(config, (learner.seeds[position],))}-seed{learner.seeds[position]}-task{task}"
-    how = (likeness, "maximize") if method.strategy == "supervised" else (loss, "minimize")
-    best = optimise(how[0], RANGES, method.trials, method.study, name, how[1])
-    return search(dataclasses.replace(settings, **best))
+    direction = "maximize" if supervised else "minimize"
+    chosen = optimise(value, RANGES, method.trials, method.study, name, direction)
+    return best[2] if chosen == best[1] else search(dataclasses.replace(settings, **chosen))

@@ -380,6 +380,33 @@ def test_stored_control_replays_real_images():
     assert torch.bincount(joined.y[0, :10]).tolist() == [5, 5]
 
 
+class Attention(nn.Module):
+    """Its second derivative is not to be had from torch's CPU kernel."""
+
+    def __init__(self, shape, outputs):
+        super().__init__()
+        self.attend, self.head = nn.MultiheadAttention(8, 2, batch_first=True), nn.Linear(64, outputs)
+
+    def forward(self, x):
+        rows = x.flatten(1, 2)
+        return self.head(input=self.attend(query=rows, key=rows, value=rows, need_weights=False)[0].flatten(1))
+
+
+def test_a_network_that_cannot_be_read_is_refused_before_training():
+    assert inhomogeneous(Attention(SHAPE, 10), SHAPE)
+    with pytest.raises(cl_lib.InputError, match="gradients of its gradient"):
+        run("recl", stream(), network=Attention, **BRIEF)
+
+
+def test_a_host_of_task_incremental_learning_alone_is_refused():
+    class Alone(cl_lib.Method, registered=False):
+        scenarios = ("task",)
+        key = "alone"
+
+    with pytest.raises(cl_lib.InputError, match="alone cannot be ReCL's host"):
+        make("recl", host=Alone())
+
+
 def test_wrong_parameters_are_refused():
     for wrong in ({"source": "nose"}, {"strategy": "blind"}, {"precision": "half"}, {"samples": -1}, {"trials": 0},
                   {"references": 9, "strategy": "supervised"}, {"samples": 9, "source": "stored"}):

@@ -14,7 +14,9 @@ from cl_lib.method import Method
 from cl_lib.methods.er import refill, start_buffer
 from cl_lib.net import Bag
 from cl_lib.options import DTYPES
+from cl_lib.reconstruction import Settings
 from cl_lib.registry import make
+from cl_lib.search import storage_of
 from cl_lib.tuning import tuned
 
 SOURCES = ("network", "noise", "stored")
@@ -82,7 +84,13 @@ class ReCL(Method):
             raise InputError(f"host={self.host!r} is not a method: give a registry key or a Method.")
         host = self.host
         self.scenarios = tuple(s for s in type(self).scenarios if s in host.scenarios)
-        self.poor, self.stacked, self.watches = host.poor, host.stacked, host.watches
+        if not self.scenarios:
+            raise InputError(
+                f"{host.key} cannot be ReCL's host: it serves {' and '.join(host.scenarios)}-incremental learning, "
+                f"ReCL {' and '.join(type(self).scenarios)}-incremental."
+            )
+        self.poor = {} if self.samples else host.poor  # what joins a task's data is the replay that they lack
+        self.stacked, self.watches = host.stacked, host.watches
 
     # --- before a task -----------------------------------------------------------------------------------
 
@@ -105,6 +113,9 @@ class ReCL(Method):
             raise InputError(f"{kept}={self.keeps} cannot hold an image of each of {classes} classes: raise {kept}.")
         self.host.check(learner)
         if self.samples and self.source == "network":
+            if self.strategy != "naive":
+                storage_of(self.study)  # before any training
+            refuse_unless_twice_differentiable(learner)
             warn(learner)
 
     def settings(self) -> reconstruction.Settings:
@@ -224,6 +235,23 @@ def taught(learner, task: int):
     """The mask ``[C]`` of the output rows met before a task."""
     masks = learner.masks(task)
     return masks.present if learner.stream.scenario == "domain" else masks.old
+
+
+def refuse_unless_twice_differentiable(learner) -> None:
+    """Refuse a network through whose gradient no gradient passes, before any training."""
+    net, rows = learner.net(), learner.masks(0).seen
+    x = learner.example()[0][None, None].repeat(1, 2, *[1] * len(learner.stream.shape)).requires_grad_()
+    c, y = x.new_ones(1, 2).requires_grad_(), reconstruction.labels(2, rows)
+    one = lambda tree: {k: t[None] for k, t in tree.items()}
+    try:
+        losses = reconstruction.loss_of(net.module, one(net.params), one(net.buffers), x, c, y, rows, Settings())
+        torch.autograd.grad(losses[0].sum(), (x, c), allow_unused=True)
+    except RuntimeError as error:
+        reason = str(error).partition("\n")[0]
+        raise InputError(
+            f"recl reads a network by gradients of its gradient, which torch cannot take here ({reason}): choose a "
+            "network of other layers."
+        ) from error
 
 
 def warn(learner) -> None:
