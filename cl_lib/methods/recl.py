@@ -115,7 +115,7 @@ class ReCL(Method):
         if self.samples and self.source == "network":
             if self.strategy != "naive":
                 storage_of(self.study)  # before any training
-            refuse_unless_twice_differentiable(learner)
+            check_readable(learner)
             warn(learner)
 
     def settings(self) -> reconstruction.Settings:
@@ -237,7 +237,7 @@ def taught(learner, task: int):
     return masks.present if learner.stream.scenario == "domain" else masks.old
 
 
-def refuse_unless_twice_differentiable(learner) -> None:
+def check_readable(learner) -> None:
     """Refuse a network through whose gradient no gradient passes, before any training."""
     net, rows = learner.net(), learner.masks(0).seen
     x = learner.example()[0][None, None].repeat(1, 2, *[1] * len(learner.stream.shape)).requires_grad_()
