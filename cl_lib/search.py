@@ -54,16 +54,23 @@ def storage_of(place: str | None):
             return optuna.storages.JournalStorage(JournalFileBackend(str(place)))
         return optuna.storages.get_storage(place)
     except Exception as error:  # of the file system, of the database's own driver, of Optuna
-        reason = str(error).partition("\n")[0]
-        raise InputError(
-            f"study={place!r} cannot be opened ({reason}): give a file that can be written, or a database's URL."
-        ) from error
+        raise _unusable(place, error) from error
 
 
 def study_of(place: str | None, name: str, direction: str):
     """The Optuna study of that name, kept at a place as :func:`storage_of` has it."""
     storage = storage_of(place)
-    return _optuna().create_study(storage=storage, study_name=name, direction=direction, load_if_exists=True)
+    try:
+        return _optuna().create_study(storage=storage, study_name=name, direction=direction, load_if_exists=True)
+    except Exception as error:  # a database that opens and cannot be written
+        raise _unusable(place, error) from error
+
+
+def _unusable(place, error) -> InputError:
+    reason = str(error).partition("\n")[0]
+    return InputError(
+        f"study={place!r} cannot be opened ({reason}): give a file that can be written, or a database's URL."
+    )
 
 
 def optimise(objective, ranges: dict, trials: int, place: str | None, name: str, direction: str) -> dict:
