@@ -2,11 +2,11 @@
 # make test        every test: library, notebooks, the book in a browser
 # make notebooks   store fresh outputs in the notebooks
 # make bench       the methods' speed beside a bare PyTorch loop and peers
-# make lint        ruff
+# make lint        ruff: names, imports, form (a part of make test; make format mends what it can)
 # make clean       remove what was built (make distclean: the environment too)
 
 .DEFAULT_GOAL := book
-.PHONY: book test notebooks bench lint clean distclean environment
+.PHONY: book test notebooks bench lint format clean distclean environment
 
 # The first of these that is Python 3.11 or later; `make PYTHON=… book` names another.
 PYTHON ?= $(firstword $(foreach p,python3 python3.12 python3.11 python3.13 python,$(shell \
@@ -40,7 +40,7 @@ book: $(STAMP)
 notebooks: $(STAMP)
 	@$(BIN)/python book/build.py --refresh
 
-test: $(STAMP)
+test: lint
 	@$(BIN)/python -m pytest -q -n auto --dist loadgroup $(ARGS)
 	@$(BIN)/python -m pytest -q -n auto --dist loadfile --nbval-lax --nbval-current-env --nbval-sanitize-with tests/nbval.cfg --nbval-cell-timeout=300 notebooks
 
@@ -48,7 +48,12 @@ bench: $(STAMP)
 	@$(BIN)/python benchmarks/bench.py $(ARGS)
 
 lint: $(STAMP)
-	@$(BIN)/ruff check .
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/ruff format --check --quiet . || { echo "Not formatted; make format mends it"; exit 1; }
+
+format: $(STAMP)
+	@$(BIN)/ruff check --quiet --fix .
+	@$(BIN)/ruff format --quiet .
 
 clean:
 	rm -rf _build .pytest_cache .ruff_cache .hypothesis

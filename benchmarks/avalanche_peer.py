@@ -95,8 +95,14 @@ def run(method: str, seed: int, kind: str, data: dict, streams: dict) -> dict:
     ours, theirs = (torch.optim.SGD(m.parameters(), lr=s["lr"]) for m in models)
     clock = Clock()
     learner = strategy(
-        method, s, [clock], model=models[1], optimizer=theirs, criterion=torch.nn.CrossEntropyLoss(),
-        train_mb_size=s["batch_size"], train_epochs=1,
+        method,
+        s,
+        [clock],
+        model=models[1],
+        optimizer=theirs,
+        criterion=torch.nn.CrossEntropyLoss(),
+        train_mb_size=s["batch_size"],
+        train_epochs=1,
         evaluator=default_evaluator() if kind == GUIDE else EvaluationPlugin(),
     )
     seconds = {"bare": 0.0, "train": 0.0, "task_end": 0.0}

@@ -27,13 +27,24 @@ from peers import LEAN, PEERS
 from workload import SETTINGS, SHARED, Workload, timed
 
 import cl_lib
-from cl_lib.origin import provenance
+from cl_lib.identity import provenance
 
 ROOT = Path(__file__).resolve().parents[1]
 
 LIMITS = {  # training time over the bare loop's
-    "finetune": 1.2, "ewc": 1.45, "lwf": 1.65, "er": 2.4, "agem": 2.4, "mas": 1.45, "si": 1.7, "ewc_kfac": 4.5,
-    "der": 2.5, "derpp": 3.4, "gem": 4.0, "gpm": 2.0, "upgd": 2.5,
+    "finetune": 1.2,
+    "ewc": 1.45,
+    "lwf": 1.65,
+    "er": 2.4,
+    "agem": 2.4,
+    "mas": 1.45,
+    "si": 1.7,
+    "ewc_kfac": 4.5,
+    "der": 2.5,
+    "derpp": 3.4,
+    "gem": 4.0,
+    "gpm": 2.0,
+    "upgd": 2.5,
 }
 FASTER = 2.2  # than Avalanche
 RELEARNS = {"joint"}  # trains on all data so far, and so does the bare loop beside it
@@ -59,8 +70,14 @@ def parse():
     p.add_argument("--rounds", type=int, default=5, help="how often everything is measured; 0: only the growth")
     p.add_argument("--methods", default="", help="registry keys with commas; all unless stated")
     p.add_argument("--peers", action="store_true", help="Avalanche too; makes .venv-avalanche if it is not there")
-    p.add_argument("--growth", nargs="?", type=Path, const=ROOT / "_build" / "growth.csv", metavar="CSV",
-                   help="time and stored bytes at 5, 10 and 20 tasks too, also into this file")
+    p.add_argument(
+        "--growth",
+        nargs="?",
+        type=Path,
+        const=ROOT / "_build" / "growth.csv",
+        metavar="CSV",
+        help="time and stored bytes at 5, 10 and 20 tasks too, also into this file",
+    )
     p.add_argument("--data", help="data root that has MNIST")
     p.add_argument("--tiny", action="store_true", help="a few steps on noise: does the bench run?")
     p.add_argument("--out", type=Path, default=ROOT / "_build" / "bench.json", help="where the numbers go, as JSON")
@@ -102,17 +119,26 @@ class Report:
 
     def head(self) -> str:
         where = provenance()
-        self.origin = {**where, "processor": processor(), "cores": len(os.sched_getaffinity(0)),
-                       "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-                       "data": self.work.data.name, "rounds": self.rounds, **(self.peer.versions if self.peer else {})}
+        self.origin = {
+            **where,
+            "processor": processor(),
+            "cores": len(os.sched_getaffinity(0)),
+            "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+            "data": self.work.data.name,
+            "rounds": self.rounds,
+            **(self.peer.versions if self.peer else {}),
+        }
         sizes = "-".join(map(str, (784, *self.work.hidden, 10)))
         peer = f", Avalanche {self.origin['avalanche']}" if self.peer else ""
-        return (f"Split-{self.work.data.name}, class-incremental, {sizes} MLP, SGD {self.work.lr}, batch "
-                f"{self.work.batch_size}, one pass a task, one thread.\n"
-                f"{self.origin['processor']}, {self.origin['cores']} cores, {self.origin['cuda'] or 'no CUDA'}; "
-                f"Python {where['python']}, torch {where['torch']}, cl_lib {where['cl_lib']}{peer}. "
-                f"n = {self.rounds} rounds in turn; medians of their ratios (smallest to largest)."
-                + "\nTiny: the bench runs, its figures mean nothing." * self.work.tiny)
+        return (
+            f"Split-{self.work.data.name}, class-incremental, {sizes} MLP, SGD {self.work.lr}, batch "
+            f"{self.work.batch_size}, one pass a task, one thread.\n"
+            f"{self.origin['processor']}, {self.origin['cores']} cores, {self.origin['cuda'] or 'no CUDA'}; "
+            f"Python {where['python']}, torch {where['torch']}, cl_lib {where['cl_lib']}{peer}. "
+            f"n = {self.rounds} rounds in turn; medians of their ratios (smallest to largest)."
+            + "\nTiny: the bench runs, its figures mean nothing."
+            * self.work.tiny
+        )
 
     def methods(self) -> None:
         for seed in range(self.rounds):
@@ -156,7 +182,8 @@ class Report:
                 r, steps = learner.result(), -(-n // self.work.batch_size)
                 last = {k: float(statistics.median(v[-3:])) for k, v in r.seconds_by_task.items()}
                 self.growth.setdefault(about["key"], {})[tasks] = {
-                    "step_ms": 1e3 * last["train"] / steps, "task_end_ms": 1e3 * last["task_end"],
+                    "step_ms": 1e3 * last["train"] / steps,
+                    "task_end_ms": 1e3 * last["task_end"],
                     "bytes": int(r.stored_bytes["total"]),
                 }
             rows = [{"method": key, "tasks": t, **v} for key, at in self.growth.items() for t, v in at.items()]
@@ -186,8 +213,10 @@ class Report:
         if self.growth:
             out.append(f"\n{'at 5, 10, 20 tasks':<18} {'ms a step':>24} {'ms end of task':>24} {'bytes':>30}")
             for key, at in self.growth.items():
-                cells = ("".join(format(v[name], form) for v in at.values())
-                         for name, form in (("step_ms", "8.2f"), ("task_end_ms", "8.1f"), ("bytes", "10,")))
+                cells = (
+                    "".join(format(v[name], form) for v in at.values())
+                    for name, form in (("step_ms", "8.2f"), ("task_end_ms", "8.1f"), ("bytes", "10,"))
+                )
                 out.append(f"{key:<18} {' '.join(cells)}")
         return "\n".join(out)
 
@@ -199,13 +228,21 @@ class Report:
                 rounds = [a for a in answers if a["kind"] == kind]
                 ratio = [r["train"] / r["bare"] for r in rounds]
                 times = [r / ours for r in ratio]
-                yield (f"{key:<10} {spread(ratio):>20} {median(rounds, 'task_end'):8.2f} "
-                       f"{100 * statistics.mean(r['accuracy'] for r in rounds):6.1f} % {statistics.median(times):8.2f} "
-                       f"{verdict(times, ('>=', FASTER)) if kind != LEAN else '':<14} {kind}")
+                yield (
+                    f"{key:<10} {spread(ratio):>20} {median(rounds, 'task_end'):8.2f} "
+                    f"{100 * statistics.mean(r['accuracy'] for r in rounds):6.1f} % {statistics.median(times):8.2f} "
+                    f"{verdict(times, ('>=', FASTER)) if kind != LEAN else '':<14} {kind}"
+                )
 
     def save(self, path: Path) -> None:
-        everything = {"origin": self.origin, "floors": floors(), "methods": self.measured, "avalanche": self.peers,
-                      "lines": self.lines, "growth": self.growth}
+        everything = {
+            "origin": self.origin,
+            "floors": floors(),
+            "methods": self.measured,
+            "avalanche": self.peers,
+            "lines": self.lines,
+            "growth": self.growth,
+        }
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(everything, indent=1, default=float) + "\n")
         self.say(f"\nAll numbers: {path}")

@@ -7,11 +7,11 @@ import torch
 from workload import timed
 
 import cl_lib
-from cl_lib import networks
-from cl_lib import reconstruction as search
-from cl_lib.evaluation import scores
-from cl_lib.fisher import diagonal
-from cl_lib.pruning import Apprentice
+from cl_lib.curvature.fisher import diagonal
+from cl_lib.methods.eidetic.apprentice import Apprentice
+from cl_lib.methods.recl import reconstruction as search
+from cl_lib.nets import networks
+from cl_lib.training.evaluation import scores
 
 
 def evaluation(work, rounds):
@@ -51,8 +51,10 @@ def end_of_task(work, rounds):
 
         slow = timed(tenth)
         yield 10 * slow / timed(lambda: ours.update(net=diagonal(net, images)))
-    error = max(float((a / n - b).abs().max() / (a / n).abs().max())
-                for a, b in zip(ours["loop"], ours["net"].values(), strict=True))
+    error = max(
+        float((a / n - b).abs().max() / (a / n).abs().max())
+        for a, b in zip(ours["loop"], ours["net"].values(), strict=True)
+    )
     end_of_task.note = f"largest relative difference {error:.0e} (<= 1e-5: {'ok' if error <= 1e-5 else 'over'})"
 
 
@@ -83,8 +85,9 @@ def pruning(work, rounds):
     for score in ("l2", "taylor"):
         for _ in range(rounds):
             # by Taylor a tenth of the images is looked at, by l2 none
-            learner = work.learner("eidetic", stream=work.stream("task"), score=score,
-                                   score_samples=max(1, len(work.train[0][0]) // 20))
+            learner = work.learner(
+                "eidetic", stream=work.stream("task"), score=score, score_samples=max(1, len(work.train[0][0]) // 20)
+            )
             learner.learn()
             yield learner.records.curves["scoring"][0, 0] / learner.records.seconds["train"][0]
 
@@ -117,8 +120,17 @@ def processes(work, rounds):
     processes.note = "starting the processes counts in the first round"
     for _ in range(1 if work.tiny else min(rounds, 3)):
         one, two = (
-            timed(lambda jobs=jobs: cl_lib.run("finetune", work.stream("class"), seeds=seeds, jobs=jobs, device="cpu",
-                                               progress=False, **work.options))
+            timed(
+                lambda jobs=jobs: cl_lib.run(
+                    "finetune",
+                    work.stream("class"),
+                    seeds=seeds,
+                    jobs=jobs,
+                    device="cpu",
+                    progress=False,
+                    **work.options,
+                )
+            )
             for jobs in (1, 2)
         )
         yield one / two

@@ -26,8 +26,11 @@ def floors(sizes=(784, 400, 400, 10), batch=128, tasks=5, gem=100) -> dict[str, 
         "er_ace": (2.0, "as many stored samples as new ones"),
         "der": (2.0, "as many stored samples as new ones"),
         "derpp": (3.0, "two draws from the buffer, each as large as the batch"),
-        "agem": (1 + later, "the reference batch's passes; moves 5 arrays: two read for the products, two read and "
-                            "one written for the projection"),
+        "agem": (
+            1 + later,
+            "the reference batch's passes; moves 5 arrays: two read for the products, two read and "
+            "one written for the projection",
+        ),
         "gem": (1 + (tasks - 1) / 2 * gem / batch, f"passes over {gem} images of each earlier task; and the dual"),
         "gpm": (1.0, "and the projection, 2 · out · in · kept directions of every layer"),
         "upgd": (1.0, "a normal draw for each parameter; moves 10 arrays: trace 4, its maximum 1, noise 1, step 4"),

@@ -21,8 +21,12 @@ class Peer:
         with tempfile.NamedTemporaryFile(suffix=".pt") as file:
             torch.save(data, file.name)
             self.process = subprocess.Popen(
-                [python, script, file.name], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-                text=True, env=os.environ | {"OMP_NUM_THREADS": "1"},
+                [python, script, file.name],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                text=True,
+                env=os.environ | {"OMP_NUM_THREADS": "1"},
             )
             self.versions = self._answer()  # it has read the file by then
 
@@ -51,11 +55,23 @@ def start(root: Path, work, settings: dict, make: bool) -> Peer | None:
         return None
     stream = work.stream("class")
     mean, std = (float(v) for v in (work.data.x.float().mean() / 255, work.data.x.float().std() / 255))
-    settings = {**settings, "ewc_strength": 100.0, "hidden": list(work.hidden), "lr": work.lr, "tasks": stream.tasks,
-                "batch_size": work.batch_size, "outputs": stream.outputs, "mean": mean, "std": std}
+    settings = {
+        **settings,
+        "ewc_strength": 100.0,
+        "hidden": list(work.hidden),
+        "lr": work.lr,
+        "tasks": stream.tasks,
+        "batch_size": work.batch_size,
+        "outputs": stream.outputs,
+        "mean": mean,
+        "std": std,
+    }
     images = {"x": work.data.x[:, 0], "y": work.data.y}
-    return Peer(python, Path(__file__).with_name("avalanche_peer.py"),
-                {"settings": settings, "images": images, "train": work.train, "test": work.test})
+    return Peer(
+        python,
+        Path(__file__).with_name("avalanche_peer.py"),
+        {"settings": settings, "images": images, "train": work.train, "test": work.test},
+    )
 
 
 def environment(folder: Path) -> None:

@@ -12,9 +12,15 @@ import cl_lib
 # What the settings of the workload are for a method that has them, and what they are for one method alone.
 SHARED = {"memory": 500, "replay_batch": 128}
 SETTINGS = {
-    "ewc": {"strength": 100.0}, "er": {"joined": True}, "lwf": {"strength": 1.0, "temperature": 2.0},
-    "si": {"strength": 1.0}, "mas": {"strength": 0.1}, "der": {"strength": 0.5},
-    "derpp": {"strength": 1.0, "label_strength": 0.5}, "gem": {"margin": 0.5}, "recl": {"steps": 20},
+    "ewc": {"strength": 100.0},
+    "er": {"joined": True},
+    "lwf": {"strength": 1.0, "temperature": 2.0},
+    "si": {"strength": 1.0},
+    "mas": {"strength": 0.1},
+    "der": {"strength": 0.5},
+    "derpp": {"strength": 1.0, "label_strength": 0.5},
+    "gem": {"margin": 0.5},
+    "recl": {"steps": 20},
     "eidetic": {"step": 0.3, "recovery": 1, "router_epochs": 1},
 }
 
@@ -26,8 +32,14 @@ class Workload:
         self.tiny = arguments.tiny
         self.hidden, self.batch_size, self.lr = ((16, 16) if self.tiny else (400, 400)), 128, 0.05
         self.data = self._data(arguments)
-        self.options = {"network": "mlp", "hidden": self.hidden, "epochs": 1, "batch_size": self.batch_size,
-                        "lr": self.lr, "loss_over": "all"}
+        self.options = {
+            "network": "mlp",
+            "hidden": self.hidden,
+            "epochs": 1,
+            "batch_size": self.batch_size,
+            "lr": self.lr,
+            "loss_over": "all",
+        }
         self.stream = functools.cache(lambda scenario: cl_lib.split(self.data, tasks=5, scenario=scenario))
         self.train, self.test = self.resident("train"), self.resident("test")
 

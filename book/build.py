@@ -16,7 +16,7 @@ from pathlib import Path
 
 import yaml
 
-from cl_lib import notebooks
+from cl_lib.report import notebooks
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -86,9 +86,7 @@ def build(out: Path | None = None, root: Path = ROOT, tracked: bool = False, job
         executed = {path: path for path in sources(root)}
     else:
         print(f"Executing {len(sources(root))} notebooks", flush=True)
-        executed = dict(
-            zip(sources(root), notebooks.execute_all(sources(root), work / "executed", jobs), strict=True)
-        )
+        executed = dict(zip(sources(root), notebooks.execute_all(sources(root), work / "executed", jobs), strict=True))
     for path, result in executed.items():
         notebooks.write(notebooks.strip(notebooks.read(result)), copy / path.relative_to(root))
     print("Building the pages", flush=True)
@@ -120,18 +118,14 @@ def _sphinx(source: Path, out: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, errors="replace")
     if done.returncode:
         told = re.sub(r"\x1b\[[\d;]*m", "", done.stderr or done.stdout).replace(f"{source}/", "")
-        told = re.sub(r"^Traceback .*\n(?:  .*\n)+", "", told, flags=re.MULTILINE).split(
-            "\nThe above exception"
-        )[0]
+        told = re.sub(r"^Traceback .*\n(?:  .*\n)+", "", told, flags=re.MULTILINE).split("\nThe above exception")[0]
         raise BuildFailed(f"Making the pages failed (warnings count as errors):\n{told.strip()}")
 
 
 def main(argv=None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tracked", action="store_true", help="use the stored outputs; execute nothing")
-    parser.add_argument(
-        "--refresh", action="store_true", help="store fresh outputs in the notebooks; no pages"
-    )
+    parser.add_argument("--refresh", action="store_true", help="store fresh outputs in the notebooks; no pages")
     parser.add_argument("--out", type=Path, help="folder for the pages (default: _build/html)")
     parser.add_argument("--jobs", type=int, help="notebooks at a time (default: one a core)")
     arguments = parser.parse_args(argv)

@@ -7,13 +7,15 @@ import sys
 
 import pandas as pd
 
-from cl_lib import datasets, grids, notebooks, streams
+from cl_lib.data import datasets, streams
 from cl_lib.errors import Diverged, InputError, suggest
-from cl_lib.method import SCENARIOS
-from cl_lib.options import Options
-from cl_lib.registry import described, parameter_names, registry
-from cl_lib.results import Result
-from cl_lib.runs import run
+from cl_lib.methods._base import SCENARIOS
+from cl_lib.methods._registry import described, parameter_names, registry
+from cl_lib.report import notebooks
+from cl_lib.results.result import Result
+from cl_lib.studies import grids
+from cl_lib.training.options import Options
+from cl_lib.training.runs import run
 
 STREAMS = {"split": "split", "permuted": "permuted", "rotated": "rotated", "shifted": "shifted"}
 EXAMPLES = """\
@@ -92,9 +94,7 @@ def add_run_options(command: argparse.ArgumentParser) -> None:
 
     how = command.add_argument_group("training")
     how.add_argument("--seeds", default="1", help="how many (5 means 0 to 4), or which: 3,4 (default: 1)")
-    how.add_argument(
-        "--network", default=default["network"], help="mlp, cnn, homogeneous_mlp, alexnet, resnet18, …"
-    )
+    how.add_argument("--network", default=default["network"], help="mlp, cnn, homogeneous_mlp, alexnet, resnet18, …")
     how.add_argument("--hidden", default="100,100", help="widths of the mlp's hidden layers (default: 100,100)")
     how.add_argument("--epochs", type=int, default=default["epochs"], help="passes over a task (default: %(default)s)")
     how.add_argument("--batch-size", type=int, default=default["batch_size"], help="(default: %(default)s)")
@@ -267,7 +267,7 @@ def draw(results: list[Result], path: str) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
-    from cl_lib import plotting
+    from cl_lib.report import plotting
 
     axes = plotting.curves(results)
     try:

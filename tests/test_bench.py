@@ -23,8 +23,12 @@ def test_the_bench_measures_every_method_and_keeps_the_numbers(tmp_path):
 
 
 def test_an_unknown_method_is_refused_in_one_sentence(tmp_path):
-    done = subprocess.run([sys.executable, BENCH, "--tiny", "--methods", "ewcc", "--out", tmp_path / "b.json"],
-                          capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, BENCH, "--tiny", "--methods", "ewcc", "--out", tmp_path / "b.json"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert done.returncode != 0
     assert "ewcc: no such method" in done.stderr
     assert "Traceback" not in done.stderr

@@ -41,9 +41,7 @@ _KEPT = re.compile(
 )
 _ITEM = re.compile(r"(?:[-*]|\d+\.) ")
 _ENTRY = re.compile(r"(?P<name>[*\w., /`=\[\]]+?): (?P<text>.*)", re.DOTALL)
-_HEADINGS = {
-    f"{word}:" for word in ("Arguments", "Args", "Attributes", "Fields", "Returns", "Raises", "Parameters")
-}
+_HEADINGS = {f"{word}:" for word in ("Arguments", "Args", "Attributes", "Fields", "Returns", "Raises", "Parameters")}
 
 
 def inline(text: str) -> str:
@@ -52,9 +50,7 @@ def inline(text: str) -> str:
     for i, part in enumerate(parts):
         if i % 2 == 0:
             parts[i] = re.sub(r"([\\*|`])|_(?=\W|$)", lambda m: "\\" + m[0], part)
-            if (
-                i and parts[i][:1].isalnum()
-            ):  # inline markup has to end where a word ends; this space draws nothing
+            if i and parts[i][:1].isalnum():  # inline markup has to end where a word ends; this space draws nothing
                 parts[i] = "\\ " + parts[i]
         elif part[0] == "`" and not part.startswith("``") and not part.endswith("_"):
             parts[i] = f"`{part}`"
@@ -142,9 +138,7 @@ class Reference(SphinxDirective):
 
     def module(self, name: str, title: str) -> nodes.section:
         """A section with everything public in a module."""
-        section = nodes.section(
-            "", nodes.title(title, title), ids=[nodes.make_id(f"module {name}")], names=[name]
-        )
+        section = nodes.section("", nodes.title(title, title), ids=[nodes.make_id(f"module {name}")], names=[name])
         self.state.document.note_implicit_target(section, section)
         section += self.rst([f".. automodule:: {name}", "   :members:", "   :show-inheritance:"])
         return section
@@ -159,11 +153,7 @@ class Modules(Reference):
 
     def run(self):
         package = importlib.import_module(self.arguments[0])
-        there = [
-            m.name
-            for m in pkgutil.iter_modules(package.__path__)
-            if not m.ispkg and not m.name.startswith("_")
-        ]
+        there = [m.name for m in pkgutil.iter_modules(package.__path__) if not m.ispkg and not m.name.startswith("_")]
         names = [name for name in self.content if name in there]
         names += [name for name in there if name not in names]
         return [self.module(f"{package.__name__}.{name}", name) for name in names]
@@ -174,19 +164,17 @@ class Methods(Reference):
 
     def run(self):
         import cl_lib.methods
-        from cl_lib.registry import registry
+        from cl_lib.methods._registry import registry
 
         rows = [["key", "family", "scenarios", "parameters and their defaults", "source"]]
         for method in cl_lib.methods():
-            settings = (
-                ", ".join(f"``{name}={value!r}``" for name, value in method["parameters"].items()) or "none"
-            )
+            settings = ", ".join(f"``{name}={value!r}``" for name, value in method["parameters"].items()) or "none"
             served = ", ".join(method["scenarios"])
-            rows.append(
-                [f"``{method['key']}``", method["family"], served, settings, inline(method["citation"])]
-            )
-        names = [f"{cl_lib.methods.__name__}.{m.name}" for m in pkgutil.iter_modules(cl_lib.methods.__path__)]
-        keys = {name: [key for key, cls in registry().items() if cls.__module__ == name] for name in names}
+            rows.append([f"``{method['key']}``", method["family"], served, settings, inline(method["citation"])])
+        names = [m.name for m in pkgutil.iter_modules(cl_lib.methods.__path__) if not m.name.startswith("_")]
+        names = [f"{cl_lib.methods.__name__}.{name}" for name in names]
+        of = lambda name: [k for k, cls in registry().items() if f"{cls.__module__}.".startswith(f"{name}.")]
+        keys = {name: of(name) for name in names}
         sections = [self.module(name, ", ".join(keys[name])) for name in names if keys[name]]
         return [*self.rst(table(rows, "methods")), *sections]
 
@@ -208,19 +196,24 @@ class Speed(Reference):
             least, counted = bench["floors"].get(key, ("", ""))
             guide = [r for r in bench["avalanche"].get(key, []) if r["kind"].startswith("as its guide")]
             peer = [r["train"] / r["bare"] for r in guide]
-            rows.append([
-                f"``{key}``",
-                f"{median(ratio):.2f} ({min(ratio):.2f} to {max(ratio):.2f})",
-                least and f"{least:.2f}",
-                counted,
-                f"{100 * mean(r['accuracy'] for r in rounds):.1f} %",
-                *([f"{median(peer) / median(ratio):.2f}" if peer else ""] if bench["avalanche"] else []),
-            ])
+            rows.append(
+                [
+                    f"``{key}``",
+                    f"{median(ratio):.2f} ({min(ratio):.2f} to {max(ratio):.2f})",
+                    least and f"{least:.2f}",
+                    counted,
+                    f"{100 * mean(r['accuracy'] for r in rounds):.1f} %",
+                    *([f"{median(peer) / median(ratio):.2f}" if peer else ""] if bench["avalanche"] else []),
+                ]
+            )
         where = bench["origin"]
         peer = f", Avalanche {where['avalanche']}" if "avalanche" in where else ""
-        said = (f"{where['processor']}, one thread, Python {where['python']}, torch {where['torch']}{peer}; medians "
-                f"(smallest to largest) of {where['rounds']} rounds in turn, commit {where['commit'][:7]}"
-                + " and changes." * where["dirty"])
+        said = (
+            f"{where['processor']}, one thread, Python {where['python']}, torch {where['torch']}{peer}; medians "
+            f"(smallest to largest) of {where['rounds']} rounds in turn, commit {where['commit'][:7]}"
+            + " and changes."
+            * where["dirty"]
+        )
         return self.rst([*table(rows, "speed"), "", said])
 
 

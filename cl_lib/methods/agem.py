@@ -2,11 +2,10 @@ from dataclasses import dataclass
 
 import torch
 
-from cl_lib.functional import cross_entropy
-from cl_lib.method import Method
-from cl_lib.methods.er import draw_replay, start_buffer
-from cl_lib.methods.gem import warn_unless_plain
-from cl_lib.net import Bag
+from cl_lib.methods._base import Method, warn_unless_plain
+from cl_lib.nets.losses import cross_entropy
+from cl_lib.replay.rehearsal import draw_replay, start_buffer
+from cl_lib.seeds import Bag
 
 
 @dataclass

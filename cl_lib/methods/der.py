@@ -1,10 +1,10 @@
 from dataclasses import dataclass
 
-from cl_lib import memory as buffers
 from cl_lib.errors import suggest
-from cl_lib.method import Method
-from cl_lib.methods.er import draw_replay, warn_if_small
-from cl_lib.net import Bag
+from cl_lib.methods._base import Method
+from cl_lib.replay import buffers
+from cl_lib.replay.rehearsal import draw_replay, warn_if_small
+from cl_lib.seeds import Bag
 
 
 @dataclass

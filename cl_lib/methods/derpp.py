@@ -1,10 +1,10 @@
 from dataclasses import dataclass
 
-from cl_lib import memory as buffers
-from cl_lib.functional import cross_entropy
 from cl_lib.methods.der import DER
-from cl_lib.methods.er import draw_replay
-from cl_lib.net import Bag
+from cl_lib.nets.losses import cross_entropy
+from cl_lib.replay import buffers
+from cl_lib.replay.rehearsal import draw_replay
+from cl_lib.seeds import Bag
 
 
 @dataclass

@@ -6,10 +6,9 @@ import torch.nn.functional as F
 from torch.optim.adam import adam
 
 from cl_lib.errors import InputError
-from cl_lib.functional import cross_entropy, masked
-from cl_lib.loop import over_seeds
-from cl_lib.method import Method
-from cl_lib.net import Bag
+from cl_lib.methods._base import Method
+from cl_lib.nets.losses import cross_entropy, masked
+from cl_lib.seeds import Bag, over_seeds
 
 
 @dataclass

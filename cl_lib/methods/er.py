@@ -1,14 +1,11 @@
-import warnings
 from dataclasses import dataclass
 
-import torch
-import torch.nn.functional as F
-
-from cl_lib import memory as buffers
 from cl_lib.errors import InputError
-from cl_lib.functional import cross_entropy
-from cl_lib.method import Method
-from cl_lib.net import Bag
+from cl_lib.methods._base import Method
+from cl_lib.nets.losses import cross_entropy
+from cl_lib.replay import buffers
+from cl_lib.replay.rehearsal import draw_replay, refill, start_buffer, warn_if_small
+from cl_lib.seeds import Bag
 
 
 @dataclass
@@ -85,55 +82,3 @@ class ER(Method):
         if self.buffer in ("balanced", "herding") and self.memory > 0:
             memory = Bag(buffer=refill(net if self.buffer == "herding" else None, task, memory.buffer))
         return memory
-
-
-def start_buffer(learner, capacity: int) -> Bag:
-    """An empty buffer of inputs, output rows and task numbers for every seed of a learner."""
-    x, y = learner.example()
-    return buffers.empty(capacity, len(learner.seeds), x, y=y, task=y)
-
-
-def warn_if_small(method, learner) -> None:
-    """Warn where a step asks for more stored samples than there is room for."""
-    wanted = learner.options.batch_size if method.replay_batch is None else method.replay_batch
-    if 0 < method.memory < wanted:
-        warnings.warn(
-            f"{method.key}: memory={method.memory} has no room for {wanted} samples, so each step replays "
-            f"{method.memory} at most; raise memory or lower replay_batch.",
-            stacklevel=4,
-        )
-
-
-def draw_replay(learner, batch, buffer: Bag, count: int | None, name: str = "replay") -> None:
-    """``batch.replay``: stored samples of each seed, augmented as new ones are, with the rows that count."""
-    generators = [learner.generators["method"][s] for s in batch.seeds]
-    replay = buffers.draw(buffer, batch.x.shape[1] if count is None else count, generators)
-    if replay is None:
-        return
-    replay.x = learner.augmented(replay.x, batch.seeds)
-    if "task" in replay and (rows := learner.rows_of(replay.task, batch.seen)) is not None:
-        replay.rows = rows
-    batch[name] = replay
-
-
-def refill(net, task, buffer: Bag) -> Bag:
-    """One seed's class-balanced buffer after a task: random samples, or herded ones where there is a ``net``."""
-    x, y = task.data()
-    tasks = y.new_full(y.shape, task.index)
-    rows = task.learner.stream.outputs
-    order = None if net is None else herded(net, x, y, buffers.capacity(Bag(x=buffer.x[None])))
-    return buffers.keep_balanced(
-        buffer, buffer.task * rows + buffer.y, tasks * rows + y, task.generator, order, x=x, y=y, task=tasks
-    )
-
-
-@torch.no_grad()
-def herded(net, x, y, capacity: int):
-    """Rows of x, class by class, each class's in the order of herding: as many as it can have a place for."""
-    # the network under test, not a batch of training: in parts, so that images of any number fit
-    features = F.normalize(torch.cat([net.features(part) for part in x.split(1024)]), dim=-1)
-    classes, order = y.unique(), []
-    for c in classes:
-        own = (y == c).nonzero().flatten()
-        order.append(own[buffers.herd(features[own], max(1, capacity // len(classes)))])
-    return torch.cat(order)

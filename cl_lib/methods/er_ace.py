@@ -2,8 +2,8 @@ from dataclasses import dataclass
 
 import torch
 
-from cl_lib.functional import cross_entropy
 from cl_lib.methods.er import ER
+from cl_lib.nets.losses import cross_entropy
 
 
 @dataclass

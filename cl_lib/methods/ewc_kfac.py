@@ -2,11 +2,11 @@ from dataclasses import dataclass
 
 import torch
 
-from cl_lib import fisher
-from cl_lib.anchored import Anchored
+from cl_lib.curvature import fisher
 from cl_lib.errors import suggest
-from cl_lib.functional import quadratic, refuse_changed, with_gradient
-from cl_lib.net import Bag
+from cl_lib.methods._anchored import Anchored
+from cl_lib.nets.losses import quadratic, refuse_changed, with_gradient
+from cl_lib.seeds import Bag
 
 TASKS = ("nearest", "add", "list")
 
@@ -20,9 +20,10 @@ class KFACEWC(Anchored, key="ewc_kfac"):
               A = \mathbb E[\bar a \bar a^\top], \quad G = \mathbb E[\delta \delta^\top]
 
     ΔW̄ = [W | b] − [W* | b*] is a layer's distance ``[out, in + 1]`` from where the last task left it, ā ``[in + 1]``
-    its input with a 1 for the bias, δ ``[out]`` the gradient of −log p in its output; :func:`cl_lib.fisher.kronecker`
-    says what convolutions do. The gradient λ G ΔW̄ A comes with the value, from the same two products. Parameters of
-    other layers (batch norm) are held by the diagonal Fisher, as in online EWC.
+    its input with a 1 for the bias, δ ``[out]`` the gradient of −log p in its output;
+    :func:`cl_lib.curvature.fisher.kronecker` says what convolutions do. The gradient λ G ΔW̄ A comes
+    with the value, from the same two products. Parameters of other layers (batch norm) are held by the diagonal Fisher,
+    as in online EWC.
 
     After each task the curvatures add up about the latest parameters, and a sum of Kronecker products is none.
     ``tasks`` says what is kept of γ Σ A_k ⊗ G_k + A ⊗ G:

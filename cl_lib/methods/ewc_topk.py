@@ -2,12 +2,12 @@ from dataclasses import dataclass
 
 import torch
 
-from cl_lib import fisher, spectrum
-from cl_lib.anchored import Anchored
+from cl_lib.curvature import fisher, spectrum
 from cl_lib.errors import InputError
-from cl_lib.functional import refuse_changed, with_gradient
-from cl_lib.landscape import unvector, vector
-from cl_lib.net import Bag
+from cl_lib.methods._anchored import Anchored
+from cl_lib.nets.losses import refuse_changed, with_gradient
+from cl_lib.nets.vectors import unvector, vector
+from cl_lib.seeds import Bag
 
 
 @dataclass
@@ -19,7 +19,7 @@ class TopKEWC(Anchored, key="ewc_topk"):
               \qquad r_i = \max\Big(0,\; F_{ii} - \sum_{k \le K} \lambda_k v_{k,i}^2\Big)
 
     Δθ = θ − θ*, θ* the parameters after the last task; (λ_k, v_k) are the eigenpairs of the Fisher there, found by
-    :func:`cl_lib.spectrum.top`. With K = 0 it is online EWC; ``remainder=False`` leaves r out.
+    :func:`cl_lib.curvature.spectrum.top`. With K = 0 it is online EWC; ``remainder=False`` leaves r out.
 
     After each task the curvatures add up about the latest parameters, γ times the old and the new: of the 2K
     directions of both, the K leading ones of their sum are kept, and the diagonal of what is dropped goes into r. So

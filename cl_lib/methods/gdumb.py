@@ -5,12 +5,12 @@ from dataclasses import dataclass
 import torch
 from torch.optim.lr_scheduler import LambdaLR
 
-from cl_lib import memory as buffers
 from cl_lib.errors import InputError
-from cl_lib.functional import cross_entropy
-from cl_lib.method import Method
-from cl_lib.methods.er import start_buffer
-from cl_lib.net import Bag
+from cl_lib.methods._base import Method
+from cl_lib.nets.losses import cross_entropy
+from cl_lib.replay import buffers
+from cl_lib.replay.rehearsal import start_buffer
+from cl_lib.seeds import Bag
 
 
 @dataclass

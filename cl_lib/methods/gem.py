@@ -1,4 +1,3 @@
-import warnings
 from dataclasses import dataclass
 
 import torch
@@ -6,10 +5,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.func import grad, vmap
 
-from cl_lib.errors import InputError, PoorPairing
-from cl_lib.functional import cross_entropy
-from cl_lib.method import Method
-from cl_lib.net import Bag, Net
+from cl_lib.errors import InputError
+from cl_lib.methods._base import Method, warn_unless_plain
+from cl_lib.nets.losses import cross_entropy
+from cl_lib.nets.net import Net
+from cl_lib.seeds import Bag
 
 
 @dataclass
@@ -202,17 +202,3 @@ def nonnegative(Q: Tensor, c: Tensor, pivots: int | None = None) -> Tensor:
         swapped = changes & (own > 0)
         free, u = free ^ swapped, torch.where(swapped, 0.0, u)
     return u
-
-
-def warn_unless_plain(method: Method, learner, momentum: bool) -> None:
-    """Warn where the optimiser does not step along the direction for which the method gives its guarantee."""
-    o = learner.options
-    broken = [f"{name}={getattr(o, name)}" for name in ("momentum", "weight_decay")[not momentum :] if getattr(o, name)]
-    broken += [f"optimizer={o.optimizer!r}"] if o.optimizer in ("adam", "adamw") else []
-    if broken:
-        warnings.warn(
-            f"{method.key} promises something about its own direction only, and {' and '.join(broken)} steps along "
-            "another: choose plain sgd for the guarantee.",
-            PoorPairing,
-            stacklevel=4,
-        )

@@ -7,9 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cl_lib.errors import InputError
-from cl_lib.method import Method
-from cl_lib.methods.gem import warn_unless_plain
-from cl_lib.net import Bag, head_of
+from cl_lib.methods._base import Method, warn_unless_plain
+from cl_lib.nets.net import head_of
+from cl_lib.seeds import Bag
 
 LAYERS = nn.Linear | nn.Conv2d
 CHUNK = 16384  # patches that are reduced at once

@@ -1,6 +1,6 @@
 from dataclasses import dataclass
 
-from cl_lib.method import Method
+from cl_lib.methods._base import Method
 
 
 @dataclass

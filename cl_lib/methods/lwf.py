@@ -3,8 +3,8 @@ from dataclasses import dataclass
 import torch
 
 from cl_lib.errors import InputError
-from cl_lib.functional import distillation
-from cl_lib.method import Method
+from cl_lib.methods._base import Method
+from cl_lib.nets.losses import distillation
 
 
 @dataclass

@@ -2,11 +2,11 @@ from dataclasses import dataclass
 
 import torch
 
-from cl_lib import fisher
-from cl_lib.anchored import Anchored
+from cl_lib.curvature import fisher
 from cl_lib.errors import suggest
-from cl_lib.functional import quadratic
-from cl_lib.net import Bag
+from cl_lib.methods._anchored import Anchored
+from cl_lib.nets.losses import quadratic
+from cl_lib.seeds import Bag
 
 
 @dataclass

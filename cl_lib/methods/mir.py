@@ -2,10 +2,11 @@ from dataclasses import dataclass
 
 import torch
 
-from cl_lib import memory as buffers
 from cl_lib.errors import InputError
-from cl_lib.functional import cross_entropy
-from cl_lib.methods.er import ER, draw_replay
+from cl_lib.methods.er import ER
+from cl_lib.nets.losses import cross_entropy
+from cl_lib.replay import buffers
+from cl_lib.replay.rehearsal import draw_replay
 
 
 @dataclass

@@ -2,10 +2,10 @@ from dataclasses import dataclass
 
 import torch
 
-from cl_lib.anchored import Anchored
 from cl_lib.errors import InputError
-from cl_lib.functional import quadratic
-from cl_lib.net import Bag
+from cl_lib.methods._anchored import Anchored
+from cl_lib.nets.losses import quadratic
+from cl_lib.seeds import Bag
 
 
 @dataclass

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 import torch
 
 from cl_lib.errors import InputError, suggest
-from cl_lib.method import Method
-from cl_lib.net import Bag
+from cl_lib.methods._base import Method
+from cl_lib.seeds import Bag
 
 
 @dataclass

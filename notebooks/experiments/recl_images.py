@@ -10,55 +10,121 @@ import argparse
 import json
 from pathlib import Path
 
-import torch
-from safetensors.torch import save_file
-
 import cl_lib
-from cl_lib import networks
+import torch
 from cl_lib.files import replacing
-from cl_lib.origin import provenance
-from cl_lib.reconstruction import Settings, labels, search, start
-from cl_lib.tuning import pairs, quality, stretched
+from cl_lib.identity import provenance
+from cl_lib.methods.recl.reconstruction import Settings, labels, search, start
+from cl_lib.methods.recl.similarity import pairs, quality, stretched
+from cl_lib.nets import networks
+from safetensors.torch import save_file
 
 
 def main():
     p = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     p.add_argument("--dataset", default="mnist")
-    p.add_argument("--per-class", type=int, default=2, help="training images a class (default: 2)")
+    p.add_argument(
+        "--per-class",
+        type=int,
+        default=2,
+        help="training images a class (default: 2)",
+    )
     p.add_argument("--hidden", type=int, nargs="+", default=[1000, 1000])
     p.add_argument("--lr", type=float, default=0.3)
-    p.add_argument("--epochs", type=int, nargs="+", default=[30, 1000, 10_000], help="lengths of training to look at")
-    p.add_argument("--steps", type=int, default=3000, help="iterations of a reconstruction")
+    p.add_argument(
+        "--epochs",
+        type=int,
+        nargs="+",
+        default=[30, 1000, 10_000],
+        help="lengths of training to look at",
+    )
+    p.add_argument(
+        "--steps", type=int, default=3000, help="iterations of a reconstruction"
+    )
     p.add_argument("--seed", type=int, default=0)
-    p.add_argument("--out", type=Path, default="data/results/recl-images.safetensors")
+    p.add_argument(
+        "--out", type=Path, default="data/results/recl-images.safetensors"
+    )
     chosen = p.parse_args()
 
-    stream = cl_lib.split(chosen.dataset, tasks=1, per_class=chosen.per_class, normalise="centre")
-    x, y = (t[0] for t in stream.batch([chosen.seed], stream.indices(chosen.seed, 0)[None], 0))
-    rows, m, how = torch.ones(stream.outputs, dtype=torch.bool), 2 * len(x), Settings(steps=chosen.steps)
-    net = networks.build("homogeneous_mlp", stream.shape, stream.outputs, tuple(chosen.hidden), chosen.seed)
+    stream = cl_lib.split(
+        chosen.dataset, tasks=1, per_class=chosen.per_class, normalise="centre"
+    )
+    x, y = (
+        t[0]
+        for t in stream.batch(
+            [chosen.seed], stream.indices(chosen.seed, 0)[None], 0
+        )
+    )
+    rows, m, how = (
+        torch.ones(stream.outputs, dtype=torch.bool),
+        2 * len(x),
+        Settings(steps=chosen.steps),
+    )
+    net = networks.build(
+        "homogeneous_mlp",
+        stream.shape,
+        stream.outputs,
+        tuple(chosen.hidden),
+        chosen.seed,
+    )
     optimizer = torch.optim.SGD(net.parameters(), lr=chosen.lr)
     bytes_of = lambda t: (255 * t.clamp(0, 1)).round().byte()
-    noise = torch.randn(m, *stream.shape, generator=torch.Generator().manual_seed(chosen.seed)).mul_(0.3).clamp_(-1, 1)
-    kept = {"real": bytes_of(stream.pixels(x)), "y": y, "similarity of noise": quality(noise, x, stream.pixels)}
+    noise = (
+        torch.randn(
+            m,
+            *stream.shape,
+            generator=torch.Generator().manual_seed(chosen.seed),
+        )
+        .mul_(0.3)
+        .clamp_(-1, 1)
+    )
+    kept = {
+        "real": bytes_of(stream.pixels(x)),
+        "y": y,
+        "similarity of noise": quality(noise, x, stream.pixels),
+    }
     for epoch in range(1, max(chosen.epochs) + 1):
         optimizer.zero_grad()
         torch.nn.functional.cross_entropy(net(x), y).backward()
         optimizer.step()
         if epoch in chosen.epochs:
-            params = {k: p.detach()[None].clone() for k, p in net.named_parameters()}
-            first = start(m, stream.shape, how.spread, torch.Generator().manual_seed(chosen.seed), x.dtype)
-            read = search(net, params, {}, *(t[None] for t in first), labels(m, rows), rows, how)
+            params = {
+                k: p.detach()[None].clone() for k, p in net.named_parameters()
+            }
+            first = start(
+                m,
+                stream.shape,
+                how.spread,
+                torch.Generator().manual_seed(chosen.seed),
+                x.dtype,
+            )
+            read = search(
+                net,
+                params,
+                {},
+                *(t[None] for t in first),
+                labels(m, rows),
+                rows,
+                how,
+            )
             nearest = read.x[0][pairs(read.x[0], x)]
             kept[f"read {epoch}"] = bytes_of(stretched(stream.pixels(nearest)))
             kept[f"similarity {epoch}"] = quality(read.x[0], x, stream.pixels)
             similar = float(kept[f"similarity {epoch}"].mean())
-            print(f"{epoch} epochs: loss {float(read.loss / read.size):.3f} of ‖θ‖², SSIM {similar:.3f}", flush=True)
+            print(
+                f"{epoch} epochs: loss {float(read.loss / read.size):.3f} of ‖θ‖², SSIM {similar:.3f}",
+                flush=True,
+            )
 
     told = vars(chosen) | {"out": chosen.out.name, **provenance()}
     chosen.out.parent.mkdir(parents=True, exist_ok=True)
     with replacing(chosen.out) as temporary:
-        save_file({k: t.contiguous() for k, t in kept.items()}, temporary, metadata={"origin": json.dumps(told)})
+        save_file(
+            {k: t.contiguous() for k, t in kept.items()},
+            temporary,
+            metadata={"origin": json.dumps(told)},
+        )
     print(chosen.out)
 
 

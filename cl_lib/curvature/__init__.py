@@ -1,0 +1,1 @@
+"""The loss around θ: Fisher information, spectra, landscapes."""

@@ -1,0 +1,1 @@
+"""Images cut into the tasks of a stream."""

@@ -1,0 +1,222 @@
+"""Data sets: a few tensors each, uint8 images and int64 labels, read once per process.
+
+`load("mnist")` looks under the data root: `root=`, else the environment variable `CL_DATA`, else `data/` of
+the checkout. `cl_lib.readers` knows the files.
+"""
+
+import hashlib
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from cl_lib.data.readers import READERS
+from cl_lib.errors import InputError, suggest
+
+NAMES = tuple(READERS)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Dataset:
+    """Images and labels, for training and for testing.
+
+    Arguments:
+        name: what it is called in results.
+        x, x_test: images `[n, channels, height, width]`, uint8 (0 to 255), or float32, taken as it is.
+        y, y_test: labels `[n]`, int64, each the number of a class.
+        classes: the name of each class.
+
+    A data set that `load` gave travels to another process by its name, not by its tensors.
+    Raises InputError if the tensors do not fit together.
+    """
+
+    name: str
+    x: Tensor
+    y: Tensor
+    x_test: Tensor
+    y_test: Tensor
+    classes: tuple[str, ...]
+
+    def __post_init__(self):
+        for x, y, part in (self.x, self.y, "training"), (self.x_test, self.y_test, "test"):
+            if x.ndim != 4 or x.dtype not in (torch.uint8, torch.float32):
+                raise InputError(
+                    f"The {part} images of {self.name!r} are {x.dtype} {list(x.shape)}: "
+                    "give uint8 or float32 of shape [n, channels, height, width]."
+                )
+            if y.dtype != torch.int64 or y.shape != x.shape[:1] or not len(y):
+                raise InputError(
+                    f"The {part} labels of {self.name!r} are {y.dtype} {list(y.shape)}: "
+                    f"give int64, one for each of the {len(x)} images, and at least one."
+                )
+            if y.min() < 0 or y.max() >= len(self.classes):
+                raise InputError(
+                    f"The {part} labels of {self.name!r} run from {y.min()} to {y.max()}, but "
+                    f"it names {len(self.classes)} classes: number them from 0 without a gap."
+                )
+        if self.x.shape[1:] != self.x_test.shape[1:] or self.x.dtype != self.x_test.dtype:
+            raise InputError(
+                f"{self.name!r} trains on {self.x.dtype} images {list(self.x.shape[1:])}, tests "
+                f"on {self.x_test.dtype} {list(self.x_test.shape[1:])}: give one kind."
+            )
+
+    def __repr__(self) -> str:
+        size = "×".join(map(str, self.x.shape[1:]))
+        return (
+            f"{self.name}: {len(self.x):,} training and {len(self.x_test):,} test images {size}, "
+            f"{len(self.classes)} classes"
+        )
+
+    def __reduce__(self):
+        origin = next((key for key, data in _loaded.items() if data is self), None)
+        return (load, origin) if origin else (Dataset, tuple(getattr(self, f.name) for f in fields(self)))
+
+    def to(self, device: str | torch.device) -> "Dataset":
+        """The same data set on `device`; itself if it is there already."""
+        if torch.empty(0, device=device).device == self.x.device:
+            return self
+        return replace(self, **{f: getattr(self, f).to(device) for f in ("x", "y", "x_test", "y_test")})
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Twelve hexadecimal digits that change when any pixel, label or class name does."""
+        digest = hashlib.sha256(repr(self.classes).encode())
+        for tensor in self.x, self.y, self.x_test, self.y_test:
+            digest.update(repr((tensor.dtype, tensor.shape)).encode())
+            digest.update(tensor.contiguous().cpu().numpy())
+        return digest.hexdigest()[:12]
+
+    @cached_property
+    def moments(self) -> tuple[Tensor, Tensor]:
+        """Mean and mean square of each pixel over the training images, float64 `[channels, height, width]`.
+
+        uint8 images count as 0 to 1.
+        """
+        total = torch.zeros(2, *self.x.shape[1:], dtype=torch.float64, device=self.x.device)
+        for chunk in self.x.split(256):  # small enough for a processor's cache
+            x = chunk.float() / 255 if chunk.dtype == torch.uint8 else chunk
+            total += torch.stack([x.sum(0), x.square().sum(0)])
+        mean, square = total / len(self.x)
+        return mean, square
+
+
+def data_root(root: str | os.PathLike | None = None) -> Path:
+    """The folder that data sets are under: `root`, else `$CL_DATA`, else `data/` of the checkout.
+
+    Raises InputError if a folder that was asked for does not exist.
+    """
+    asked = root or os.environ.get("CL_DATA")
+    if not asked:
+        return Path(__file__).resolve().parents[2] / "data"
+    folder = Path(asked).expanduser().resolve()
+    if not folder.is_dir():
+        source = "root= (--data)" if root else "the environment variable CL_DATA"
+        raise InputError(
+            f"The data folder {str(folder)!r}, given by {source}, does not exist: make it, or name another."
+        )
+    return folder
+
+
+def load(name: str, root: str | os.PathLike | None = None) -> Dataset:
+    """A data set by name; the second time in a process it is there at once.
+
+    | name | images | classes |
+    | --- | --- | --- |
+    | `digits` | 1,442 + 355 grey 8×8, inside scikit-learn | 10 |
+    | `mnist`, `fashion-mnist` | 60,000 + 10,000 grey 28×28 | 10 |
+    | `cifar10`, `cifar100` | 50,000 + 10,000 colour 32×32 | 10, 100 |
+    | `tiny-imagenet` | 500 + 50 a class, colour 64×64 | 200, or the 40 of `tiny-imagenet-40` |
+    | `imagenette` | 9,469 + 3,925 colour, scaled and cropped to 128×128 | 10 |
+
+    Raises InputError for an unknown name, a data root that does not exist, a damaged or incomplete file, and
+    files that are neither there nor to be downloaded.
+    """
+    if name not in READERS:
+        raise suggest(name, READERS, "data set")
+    key = name, str(data_root(root))
+    if key not in _loaded:
+        *tensors, classes = READERS[name](Path(key[1]))
+        _loaded[key] = Dataset(name, *tensors, tuple(classes))
+    return _loaded[key]
+
+
+_loaded: dict[tuple[str, str], Dataset] = {}
+
+
+def join(tasks: Iterable[tuple[Any, Any]], name: str) -> tuple[Dataset, list[int]]:
+    """Pairs (train, test) of torchvision-style data sets or DataLoaders -> one data set.
+
+    The labels in a training set, sorted, are the next classes of the whole; the second result says how many
+    they are for each pair.
+    Raises InputError if a source cannot be read, or the sources do not fit together.
+    """
+    train, test, sizes, names = [], [], [], []
+    for t, pair in enumerate(tasks):
+        if not isinstance(pair, tuple | list) or len(pair) != 2:
+            raise InputError(f"Task {t} is given as {type(pair).__name__}: give a pair (training set, test set).")
+        x, y = _read(pair[0], f"training set of task {t}")
+        x_test, y_test = _read(pair[1], f"test set of task {t}")
+        labels = y.unique()
+        strangers = y_test[~torch.isin(y_test, labels)]
+        if len(strangers):
+            raise InputError(
+                f"The test set of task {t} has the label {strangers[0]}, which its training "
+                "set lacks: give both the same classes."
+            )
+        train.append((x, torch.searchsorted(labels, y) + len(names)))
+        test.append((x_test, torch.searchsorted(labels, y_test) + len(names)))
+        names += [_class_name(pair[0], label) for label in labels.tolist()]
+        sizes.append(len(labels))
+    kinds = {f"{x.dtype} {list(x.shape[1:])}" for x, _ in train + test}
+    if len(kinds) != 1:
+        found = " and ".join(sorted(kinds)) or "no task"
+        raise InputError(
+            f"The tasks' images must be of one kind, but there is {found}: "
+            "give at least one task, and make their images alike with a transform."
+        )
+    tensors = [torch.cat(parts) for parts in (*zip(*train, strict=True), *zip(*test, strict=True))]
+    return Dataset(name, *tensors, tuple(names)), sizes
+
+
+def _read(source, what: str) -> tuple[Tensor, Tensor]:
+    """A torchvision-style data set or DataLoader -> images `[n, channels, height, width]`, labels `[n]`."""
+    if isinstance(source, DataLoader):
+        samples = (sample for x, y in source for sample in zip(x, y, strict=True))
+    elif hasattr(source, "__getitem__"):
+        samples = (source[i] for i in range(len(source)))
+    else:
+        samples = source
+    try:
+        images, labels = zip(*((_image(image), int(label)) for image, label in samples), strict=True)
+        return torch.stack(images), torch.tensor(labels)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(
+            f"The {what} cannot be read ({error}): give pairs (image, whole number), at least "
+            "one, all images of one shape."
+        ) from error
+
+
+def _image(image) -> Tensor:
+    """A PIL image, an array `[height, width(, channels)]`, a tensor -> tensor `[channels, height, width]`.
+
+    What has fewer dimensions gets leading ones: a vector of features is one row of one channel.
+    """
+    if not isinstance(image, Tensor):
+        image = torch.from_numpy(np.array(image))
+        image = image.permute(2, 0, 1) if image.ndim == 3 else image
+    image = image if image.dtype == torch.uint8 else image.float()
+    return image[(None,) * (3 - image.ndim)]
+
+
+def _class_name(source, label: int) -> str:
+    while not hasattr(source, "classes") and hasattr(source, "dataset"):  # a DataLoader, a Subset
+        source = source.dataset
+    names = getattr(source, "classes", ())
+    return str(names[label]) if 0 <= label < len(names) else str(label)

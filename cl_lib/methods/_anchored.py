@@ -1,0 +1,37 @@
+"""What EWC and its relatives share: parameters are held near an anchor, where an earlier task left them."""
+
+from cl_lib.curvature import fisher
+from cl_lib.errors import InputError
+from cl_lib.methods._base import Method
+
+
+class Anchored(Method, registered=False):
+    r"""A method with a penalty on the distance from an anchor.
+
+    .. math:: \mathcal L(\theta) = \mathcal L_t(\theta) + \lambda\, D(\theta)
+
+    λ is ``strength``. A relative says what D is in ``distance(net, memory)``, which is asked once there is a memory,
+    and makes the memory after a task. If it has a parameter ``fisher``, that names the kind of Fisher information.
+    """
+
+    family = "regularisation"
+    neutral = {"strength": 0.0}
+    helps = {"domain": {}}
+    poor = {
+        "class": "a penalty on parameters cannot tell apart classes that never met in one batch; "
+        "add replay, or choose task- or domain-incremental learning"
+    }
+
+    def check(self, learner):
+        if self.strength < 0:
+            raise InputError(f"strength={self.strength} would push parameters away from their anchor: give 0 or more.")
+        fisher.check_kind(getattr(self, "fisher", "exact"))
+
+    def penalty(self, net, batch, memory):
+        if not memory or self.strength == 0:
+            return 0.0
+        return self.strength * self.distance(net, memory)
+
+    def distance(self, net, memory):
+        """D for one model, a number that can be differentiated by ``net.params``."""
+        raise NotImplementedError

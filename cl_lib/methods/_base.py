@@ -1,0 +1,168 @@
+"""What a continual-learning method is, and what a sum of methods is.
+
+A method is written for ONE model, as its paper writes it; the learner lifts it over the seeds. A class that
+derives from :class:`Method` enters itself into the registry: one new file in ``cl_lib/methods`` adds a method to
+the command line, the benchmark, the tests and the book.
+"""
+
+import dataclasses
+import warnings
+from typing import ClassVar
+
+from torch import nn
+
+from cl_lib.errors import InputError, PoorPairing
+from cl_lib.nets.losses import cross_entropy
+from cl_lib.seeds import Bag
+
+SCENARIOS = ("task", "domain", "class")
+REGISTERED: dict[str, type["Method"]] = {}
+
+
+class Method:
+    """Base of every method. Derive a dataclass from it: its fields are the method's parameters.
+
+    Every hook below is optional. Hooks that see one model get a :class:`~cl_lib.nets.net.Net`; ``memory`` is the
+    method's own :class:`~cl_lib.seeds.Bag` of tensors, empty at first. The hooks that run in every step
+    (``task``, ``penalty``, ``direct``) are pure functions of their arguments and are mapped over the seeds;
+    what ``task`` and ``penalty`` put into ``batch.out`` (logits, say) is there for ``after_step``, detached.
+
+    Class attributes: ``key`` (registry key, the class's name in lower case unless stated as
+    ``class Name(Method, key="…")``), ``family``, ``scenarios`` it can serve, ``poor`` (scenario -> why it is
+    known to do badly there: a warning), ``neutral`` (parameters that make it exactly fine-tuning), ``helps``
+    (scenario -> parameters with which it beats fine-tuning on a small stream, as its paper says: a test),
+    ``stacked`` (False: its seeds run one after another), ``watches`` (True: ``after_step`` finds in ``batch.step``
+    the parameters ``before`` and ``after`` the step and the gradient ``grads`` of ``task`` + ``penalty``, before
+    ``direct`` and clipping; all ``[G, …]`` by name), ``citation``, ``cost`` (extra passes, memory, growth).
+    """
+
+    key: ClassVar[str]
+    family: ClassVar[str] = "other"
+    scenarios: ClassVar[tuple[str, ...]] = SCENARIOS
+    poor: ClassVar[dict[str, str]] = {}
+    neutral: ClassVar[dict | None] = None
+    helps: ClassVar[dict[str, dict]] = {}
+    stacked: ClassVar[bool] = True
+    watches: ClassVar[bool] = False
+    citation: ClassVar[str] = ""
+    cost: ClassVar[str] = ""
+
+    def __init_subclass__(cls, key: str | None = None, registered: bool = True, **kwargs):
+        super().__init_subclass__(**kwargs)
+        cls.key = key or cls.__name__.lower()
+        if not registered:
+            return
+        known = REGISTERED.get(cls.key)
+        if known is not None and known.__module__.startswith("cl_lib.") and known.__module__ != cls.__module__:
+            raise InputError(
+                f"The key {cls.key!r} already belongs to {known.__module__}.{known.__name__}; "
+                f"name your class differently or state class {cls.__name__}(Method, key='another')."
+            )
+        REGISTERED[cls.key] = cls
+
+    # --- one model ---------------------------------------------------------------------------------------
+
+    def build(self, network: nn.Module, stream) -> nn.Module:
+        """The network before any training: with parts added, frozen or replaced."""
+        return network
+
+    def task(self, net, batch):
+        """The loss on the new data, a scalar: by default the cross-entropy over the rows that count."""
+        return cross_entropy(net(batch.x), batch.y, batch.rows)
+
+    def penalty(self, net, batch, memory):
+        """What is added to the task's loss, a scalar: importance, distillation, replay."""
+        return 0.0
+
+    def direct(self, grads: dict, net, batch, memory) -> dict:
+        """The gradient that the optimiser is to follow, from the gradient of ``task`` + ``penalty``."""
+        return grads
+
+    def before_task(self, net, task, memory) -> Bag:
+        """Called once a task and seed, before training; returns the new memory."""
+        return memory
+
+    def after_task(self, net, task, memory) -> Bag:
+        """Called once a task and seed, after training; returns the new memory.
+
+        Its tensors may change shape between tasks; those smaller than another seed's are filled up with zeros.
+        """
+        return memory
+
+    def predict(self, net, x, memory):
+        """Scores ``[B, C]`` whose arg-max over the allowed rows is the answer: by default the logits."""
+        return net(x)
+
+    # --- all seeds ---------------------------------------------------------------------------------------
+
+    def start(self, learner) -> Bag:
+        """The memory ``[S, …]`` before the first task: where a buffer gets its room."""
+        return Bag()
+
+    def before_step(self, learner, batch, memory) -> None:
+        """Before every step, for the seeds ``batch.seeds`` (positions): draws from a buffer into ``batch``."""
+
+    def after_step(self, learner, batch, memory) -> None:
+        """After every step: writes to ``memory`` in place."""
+
+    def fit(self, learner, task: int) -> None:
+        """Train task number ``task``; only where training is not one loop over that task's data."""
+        learner.train([task])
+
+    def stored(self, learner) -> dict[str, int]:
+        """Bytes for one seed that it keeps beside ``memory``: old data that it reads from the stream again, say."""
+        return {}
+
+    def check(self, learner) -> None:
+        """Raise :class:`~cl_lib.errors.InputError` where the settings break what the method promises."""
+
+    def __add__(self, other: "Method") -> "Method":
+        """Both methods at once: see :class:`Combined`."""
+        from cl_lib.methods._sum import Combined
+
+        return Combined(self, other) if isinstance(other, Method) else NotImplemented
+
+    # --- about itself ------------------------------------------------------------------------------------
+
+    def has(self, hook: str) -> bool:
+        """Whether this method brings its own version of a hook."""
+        return getattr(type(self), hook) is not getattr(Method, hook)
+
+    def parameters(self) -> dict:
+        """The method's parameters as plain values, those of a wrapped host beneath ``host``."""
+        values = {name: getattr(self, name) for name in fields_of(type(self))}
+        return {name: {"method": v.key, **v.parameters()} if isinstance(v, Method) else v for name, v in values.items()}
+
+    def members(self):
+        """This method and the methods that are among its parameters, as a host is."""
+        yield self
+        for value in (getattr(self, name) for name in fields_of(type(self))):
+            if isinstance(value, Method):
+                yield from value.members()
+
+    def refuse_unless_served(self, scenario: str) -> None:
+        """Refuse a scenario that this method cannot serve, before any training."""
+        if scenario not in self.scenarios:
+            served = " and ".join(f"{s}-incremental" for s in self.scenarios)
+            raise InputError(
+                f"{self.key} cannot serve {scenario}-incremental learning: it needs {served}. "
+                f"Choose scenario={self.scenarios[0]!r} or another method."
+            )
+
+
+def fields_of(cls: type[Method]) -> dict[str, dataclasses.Field]:
+    return {f.name: f for f in dataclasses.fields(cls)} if dataclasses.is_dataclass(cls) else {}
+
+
+def warn_unless_plain(method: Method, learner, momentum: bool) -> None:
+    """Warn where the optimiser does not step along the direction for which the method gives its guarantee."""
+    o = learner.options
+    broken = [f"{name}={getattr(o, name)}" for name in ("momentum", "weight_decay")[not momentum :] if getattr(o, name)]
+    broken += [f"optimizer={o.optimizer!r}"] if o.optimizer in ("adam", "adamw") else []
+    if broken:
+        warnings.warn(
+            f"{method.key} promises something about its own direction only, and {' and '.join(broken)} steps along "
+            "another: choose plain sgd for the guarantee.",
+            PoorPairing,
+            stacklevel=4,
+        )

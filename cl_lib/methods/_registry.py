@@ -1,0 +1,156 @@
+"""The methods by name: which there are, how one is made from its parameters, what it says of itself."""
+
+import contextlib
+import dataclasses
+import importlib
+import inspect
+import math
+import pkgutil
+import types
+import typing
+
+import cl_lib.methods as folder
+from cl_lib.errors import InputError, suggest
+from cl_lib.identity import plain
+from cl_lib.methods._base import REGISTERED, Method, fields_of
+
+
+def registry() -> dict[str, type[Method]]:
+    """Key -> class of every registered method, the folder ``cl_lib/methods`` scanned."""
+    for module in pkgutil.iter_modules(folder.__path__):
+        if not module.name.startswith("_"):
+            importlib.import_module(f"cl_lib.methods.{module.name}")
+    return dict(sorted(REGISTERED.items()))
+
+
+def make(method, **parameters) -> Method:
+    """The method object for a registry key, a class or an object, with the given parameters.
+
+    ``"er+lwf"`` is a sum; the parameters of its parts are named ``**{"lwf.strength": 2}``, or plainly where one
+    part alone has them. A wrapper's host is named by ``host="ewc"`` and its parameters by ``host.strength``.
+    Raises ``InputError`` for an unknown key or parameter, naming the nearest right one.
+    """
+    if isinstance(method, str) and "+" in method:
+        keys = method.split("+")
+        shares = share_out(keys, parameters)
+        return sum((make(key, **shares[key]) for key in keys[1:]), start=make(keys[0], **shares[keys[0]]))
+    if isinstance(method, str):
+        known = registry()
+        if method not in known:
+            raise suggest(method, known, "method")
+        method = known[method]
+    if isinstance(method, Method):
+        if not parameters:
+            return method
+        cls, given = type(method), {f: getattr(method, f) for f in fields_of(type(method))}
+    elif inspect.isclass(method) and issubclass(method, Method):
+        cls, given = method, {}
+    else:
+        raise InputError(f"{method!r} is not a method: give a registry key, a Method class or a Method.")
+
+    known = fields_of(cls)
+    below = {name.removeprefix("host."): v for name, v in parameters.items() if name.startswith("host.")}
+    own = {name: v for name, v in parameters.items() if not name.startswith("host.")}
+    for name in own:
+        if not known:
+            raise InputError(f"{cls.key} has no parameters to set here, so {name!r} cannot be one of them.")
+        if name not in known:
+            raise suggest(name, known, f"parameter of {cls.key}")
+    given |= own
+    if "host" in known and (below or isinstance(given.get("host"), str)):
+        given["host"] = make(given.get("host", known["host"].default), **below)
+    elif below:
+        raise InputError(f"{cls.key} wraps no other method, so host.{next(iter(below))} cannot be set.")
+    try:
+        return cls(**given)
+    except TypeError as error:
+        raise InputError(f"{cls.key}: {error}.") from None
+
+
+#: The least that a parameter of such a name can be, in every method that has it.
+LEAST = {"strength": 0, "decay": 0, "memory": 0, "replay_batch": 1, "fisher_samples": 1}
+KINDS = {int: "a whole number", float: "a number", str: "a word", bool: "True or False", type(None): "None"}
+
+
+def check_parameters(method: Method) -> None:
+    """Refuse a parameter of the wrong kind or size before any training; also in the parts of a sum and in a host."""
+    for part in getattr(method, "parts", ()):
+        check_parameters(part)
+    hints = {}
+    with contextlib.suppress(NameError):  # a type that only its own module knows
+        hints = typing.get_type_hints(type(method))
+    for name, field in fields_of(type(method)).items():
+        value, hint = plain(getattr(method, name)), hints.get(name, object)
+        kinds = typing.get_args(hint) or (hint,)
+        if isinstance(value, Method):
+            check_parameters(value)
+        if not {*kinds} <= {*KINDS}:
+            continue  # a parameter of another kind is its method's own matter
+        fits = type(value) in kinds or (type(value) is int and float in kinds)
+        number = fits and type(value) in (int, float)
+        if not fits or (number and not (math.isfinite(value) and value >= LEAST.get(name, -math.inf))):
+            least = f", {LEAST[name]} or more" if name in LEAST else ""
+            usual = "" if field.default is dataclasses.MISSING else f" (usually {field.default!r})"
+            wanted = " or ".join(KINDS[kind] for kind in kinds)
+            raise InputError(f"{method.key} cannot use {name}={value!r}: give {wanted}{least}{usual}.")
+
+
+def parameter_names(method) -> list[str]:
+    """What :func:`make` takes for a method: the names of its parameters; for a sum also ``key.name`` of its parts."""
+    keys = method.split("+") if isinstance(method, str) else [method]
+    classes = [registry()[k] if isinstance(k, str) else k if isinstance(k, type) else type(k) for k in keys]
+    each = [list(fields_of(cls)) for cls in classes]
+    names = [name for own in each for name in own]
+    if len(keys) == 1:
+        return names
+    alone = [name for name in names if names.count(name) == 1]
+    return [f"{key}.{name}" for key, own in zip(keys, each, strict=True) for name in own] + alone
+
+
+def share_out(keys: list[str], parameters: dict) -> dict[str, dict]:
+    """The parameters of each part of a sum, from ``key.name`` or a ``name`` that one part alone has."""
+    shares: dict[str, dict] = {key: {} for key in keys}
+    for name, value in parameters.items():
+        owner, dot, rest = name.partition(".")
+        if dot:
+            if owner not in shares:
+                raise suggest(owner, keys, "method of this sum")
+            shares[owner][rest] = value
+            continue
+        having = [key for key in keys if key in registry() and name in fields_of(registry()[key])]
+        if len(having) != 1:
+            parts = " and ".join(having) or "none of " + ", ".join(keys)
+            raise InputError(f"{name!r} is a parameter of {parts}: name it with its method, such as {keys[0]}.{name}.")
+        shares[having[0]][name] = value
+    return shares
+
+
+def describe(cls: type[Method]) -> dict:
+    """Key, family, scenarios, citation and parameters (name -> default) of a method, as plain values."""
+
+    def default(field):
+        value = field.default if field.default is not dataclasses.MISSING else None
+        return value.key if isinstance(value, Method) else value
+
+    return {
+        "key": cls.key,
+        "family": cls.family,
+        "scenarios": list(cls.scenarios),
+        "citation": cls.citation,
+        "cost": cls.cost,
+        "parameters": {name: default(f) for name, f in fields_of(cls).items()},
+    }
+
+
+def described() -> list[dict]:
+    """Every registered method described: key, family, scenarios, citation, cost, parameters."""
+    return [describe(cls) for cls in registry().values()]
+
+
+class _Folder(types.ModuleType):
+    def __call__(self) -> list[dict]:
+        """Every registered method: key, family, scenarios, citation, cost, parameters."""
+        return described()
+
+
+folder.__class__ = _Folder  # cl_lib.methods()

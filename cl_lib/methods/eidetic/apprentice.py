@@ -1,0 +1,318 @@
+"""How one seed learns one task the Eidetic way: converge, prune and recover, own what is left, train the router."""
+
+import dataclasses
+import math
+import time
+
+import numpy as np
+import torch
+
+from cl_lib.errors import InputError
+from cl_lib.methods.eidetic import ownership
+from cl_lib.methods.eidetic.ownership import FREE, HeldNorm
+from cl_lib.nets.losses import cross_entropy
+from cl_lib.nets.net import Net
+from cl_lib.seeds import Bag
+from cl_lib.training import evaluation
+
+MOST_MASKED = 0.95  # of the weights, as in the released code
+
+
+class Apprentice:
+    """One seed that learns one task: its tensors as views, the owner of each neuron, what is pruned so far."""
+
+    def __init__(self, method, learner, task: int, position: int):
+        self.method, self.learner, self.task, self.position = method, learner, task, position
+        one = lambda tensors: {k: t[position] for k, t in tensors.items()}
+        self.params, self.buffers, self.memory = one(learner.params), one(learner.buffers), one(learner.memory)
+        self.module, self.owner = learner.module, self.memory["owner"]
+        self.structure = learner.module.structure.to(learner.device)
+        self.pruned = torch.zeros_like(self.owner, dtype=torch.bool)
+        head = self.structure.layers[self.structure.head].rows
+        self.output = torch.zeros_like(self.pruned).index_fill_(0, head, True)
+        self.answers = torch.zeros_like(self.pruned).index_fill_(0, head[self.buffers["heads"][task]], True)
+        self.generator = learner.generators["method"][position]
+        self.index = learner.stream.indices(learner.seeds[position], task)
+        self.epochs, self.steps, self.seconds = 0, 0, 0.0
+
+    @property
+    def free(self):
+        return (self.owner == FREE) & self.structure.prunable
+
+    @property
+    def alive(self) -> bool:
+        return self.position in self.learner.active
+
+    def learn(self) -> None:
+        method, last = self.method, self.task == self.learner.stream.tasks - 1
+        if self.task > 0:
+            self.refuse_without_room()
+            self.renew()
+        best = self.converge()
+        if not self.alive:
+            return
+        routed = "seen" in self.memory
+        if method.tolerance != -1 and not (last and not (routed and method.router == "free")):
+            self.prune(best)
+        self.own()
+        if routed and self.alive:
+            self.train_router()
+        if self.alive:
+            self.record()
+
+    def refuse_without_room(self) -> None:
+        if self.method.tolerance == -1:
+            return
+        group, s = self.structure.group, self.structure
+        full = [n for g, n in enumerate(s.names) if n != s.head and not (self.free & (group == g)).any()]
+        inner = [n for n in s.names if n != s.head]
+        if len(full) == len(inner) or (full and not self.method.nested):
+            raise InputError(
+                f"Task {self.task} finds no room: every neuron of {', '.join(full)} belongs to an earlier task. Give "
+                "wider layers (hidden), a larger tolerance, a smaller step or more recovery epochs, so that tasks "
+                "leave neurons over; or tolerance=-1, to train new heads alone."
+            )
+
+    # --- training ----------------------------------------------------------------------------------------
+
+    def train(self, tasks, epochs: int, stop=None, cut: float = 1.0, joined=None, patience=None) -> float:
+        """Epochs of training in which only what may change does; returns the last epoch's running accuracy."""
+        options, names = self.learner.options, list(self.params)
+        masks = self.masks()
+        kept = [(n, m, self.params[n].clone()) for n, m in masks.items() if not m.all()]
+
+        def guarded(leaves):
+            optimizer = options.make_optimizer(leaves, capturable=self.learner.capture)
+            if not isinstance(optimizer, torch.optim.Optimizer):
+                raise InputError(f"Eidetic learning writes back after each step of a torch.optim.Optimizer, which a "
+                                 f"{type(optimizer).__name__} is not: give such an optimizer.")  # fmt: skip
+            for group in optimizer.param_groups:
+                group["lr"] = group["lr"] * cut
+            held = [(leaves[names.index(n)].detach(), mask, old) for n, mask, old in kept]
+            optimizer.register_step_post_hook(lambda *_: put_back(held))
+            return optimizer
+
+        samples = lambda t: len(self.learner.stream.indices(self.learner.seeds[self.position], t))
+        count = int(joined.count[self.position]) if joined else sum(map(samples, tasks))
+        accuracy = 0.0
+
+        def enough(position, epoch):
+            nonlocal accuracy
+            accuracy = int(self.memory["right"]) / count
+            self.memory["right"].zero_()
+            self.epochs += 1
+            return stop(accuracy, epoch) if stop else False
+
+        for name, layer in self.module.network.named_modules():
+            if isinstance(layer, HeldNorm):
+                layer.holding = bool(self.buffers[f"network.{name}.held"].any())
+        self.memory["right"].zero_()
+        self.learner.train(
+            list(tasks), epochs, joined=joined, alone=joined is not None, positions=[self.position], stop=enough,
+            options=dataclasses.replace(options, optimizer=guarded, momentum=0.0, weight_decay=0.0, patience=patience),
+        )  # fmt: skip
+        return accuracy
+
+    def masks(self) -> dict:
+        """Which entries of each parameter may change now."""
+        live = (self.owner == FREE) | self.answers
+        if self.method.without == "persistence":
+            live = torch.ones_like(live)
+        unread = torch.zeros_like(live) if self.method.without == "resistance" else self.pruned
+        if not self.method.nested:
+            unread = unread | (self.owner < self.task) & ~self.output
+        masks = ownership.trainable(self.structure, self.params, live & ~self.pruned, unread)
+        for name in ("router.weight", "router.bias"):
+            masks[name].fill_(self.method.routing)
+        if self.method.routing:
+            head = ownership.named(masks, self.structure.head)
+            for mask in head.values():
+                mask.zero_()
+            if self.method.router == "frozen":
+                for name, mask in masks.items():
+                    mask.fill_(name.startswith("router."))
+        return masks
+
+    def converge(self) -> float:
+        best, when = -1.0, 0
+
+        def stop(accuracy, epoch):
+            nonlocal best, when
+            if accuracy > best:
+                best, when = accuracy, epoch
+            return accuracy == 1 or epoch - when > self.method.wait
+
+        options = self.learner.options
+        self.train([self.task], options.epochs, stop, patience=options.patience)
+        return best
+
+    # --- pruning -----------------------------------------------------------------------------------------
+
+    def prune(self, best: float) -> None:
+        method, m, losses = self.method, best, self.learner.records.losses
+        self.learner.records.losses = losses.copy()  # the curve of a task is that of its convergence
+        inside = lambda accuracy, _=None: accuracy >= best * (1 - method.tolerance)
+        if method.rate_cut < 1:  # one more epoch, as in the released code
+            m = self.train([self.task], 1, cut=method.rate_cut)
+            best = max(best, m)
+        while self.alive:  # at least once
+            saved = {k: t.clone() for k, t in (self.params | self.buffers).items()}, self.pruned
+            start = time.perf_counter()
+            chosen = self.choose()
+            self.pruned = self.pruned | chosen
+            self.erase()
+            self.seconds += time.perf_counter() - start
+            if not chosen.any():
+                break
+            m = self.train([self.task], method.recovery, inside, cut=method.rate_cut)
+            self.steps += 1
+            if not inside(m):
+                before, self.pruned = saved
+                for name, tensor in (self.params | self.buffers).items():
+                    tensor.copy_(before[name])
+                break
+            best = max(best, m)
+            if ownership.masked_share(self.structure, self.params, self.pruned) > MOST_MASKED:
+                break
+        self.learner.records.losses = losses
+
+    def choose(self):
+        """The neurons to prune next, a mask ``[units]``."""
+        method, allowed = self.method, self.free & ~self.pruned
+        if method.score == "taylor":
+            return ownership.lowest_of_all(self.taylor(), allowed, method.step)
+        if method.score == "random":
+            score = torch.rand(len(allowed), generator=self.generator, device=allowed.device)
+        else:
+            score = ownership.norms(self.structure, self.params, int(method.score[1:]))
+        unguarded = self.pruned if method.without == "guard" else None
+        return ownership.lowest(score, self.structure, allowed, method.step, unguarded)
+
+    def taylor(self):
+        learner, index = self.learner, self.index
+        if self.method.score_samples is not None:
+            order = torch.randperm(len(index), generator=self.generator, device=self.generator.device)
+            index = index[order[: self.method.score_samples].to(index.device)]
+        net, rows = Net(self.module, self.params, self.buffers, training=False), self.module.heads[self.task]
+        place, total = self.buffers["place"][self.task], 0.0
+        for cut in index.split(learner.options.batch_size):
+            x, y = learner.stream.batch([learner.seeds[self.position]], cut[None], self.task)
+            loss = lambda logits, y=y: cross_entropy(logits, place[y[0]], rows.to(logits.device), reduction="sum")
+            total = total + ownership.taylor(net, self.structure, x[0].to(learner.dtype), loss)
+        return total
+
+    @torch.no_grad()
+    def erase(self) -> None:
+        """Take the pruned neurons out: rows, batch norm, and what anyone but a later task's head reads of them."""
+        readers = (self.owner <= self.task) | (self.owner == FREE)
+        if self.method.without == "resistance":
+            readers = torch.zeros_like(readers)
+        ownership.clear(self.structure, self.params, self.buffers, self.pruned, readers)
+
+    @torch.no_grad()
+    def own(self) -> None:
+        """What was not pruned belongs to this task from now on."""
+        self.owner[self.pruned] = FREE  # a neuron of an old task can only be here without the guard
+        self.owner[(self.owner == FREE) & ~self.pruned] = self.task
+        if self.method.without != "statistics":
+            for name, layer in self.structure.layers.items():
+                if layer.cols is None:
+                    self.buffers[f"network.{name}.held"].copy_(self.owner[layer.rows] != FREE)
+
+    @torch.no_grad()
+    def renew(self) -> None:
+        """Draw the free neurons anew; in disjoint networks they read nothing of what is owned."""
+        self.pruned = torch.zeros_like(self.pruned)
+        ownership.recycle(self.structure, self.params, self.buffers, self.free, self.generator)
+        if not self.method.nested:
+            old, new = (self.owner < self.task) & ~self.output, self.free | self.answers
+            for name, layer in self.structure.layers.items():
+                if layer.cols is not None:
+                    weight = ownership.named(self.params, name)["weight"]
+                    cut = ownership.entries(layer, new[layer.rows], ownership.reads(layer, old), weight)
+                    weight.masked_fill_(cut, 0)
+
+    # --- the router --------------------------------------------------------------------------------------
+
+    def train_router(self) -> None:
+        method, learner, tasks = self.method, self.learner, range(self.task + 1)
+        self.memory["seen"][self.task] = True
+        joined = self.keep() if method.router_samples is not None else None
+        losses, learner.records.losses = learner.records.losses, learner.records.losses.copy()
+        method.routing = True
+        try:
+            if method.router == "free":
+                self.renew()
+            self.train(tasks, method.router_epochs, joined=joined)
+        finally:
+            method.routing = False
+            learner.records.losses = losses
+
+    def keep(self) -> Bag:
+        """Store some samples of this task; returns all that are stored."""
+        learner, n = self.learner, self.method.router_samples
+        order = torch.randperm(len(self.index), generator=self.generator, device=self.generator.device)
+        chosen = self.index[order[:n].to(self.index.device)]
+        x, y = learner.stream.batch([learner.seeds[self.position]], chosen[None], self.task)
+        memory, start = self.memory, int(learner.memory.count[self.position])
+        new = slice(start, start + len(chosen))
+        memory["x"][new], memory["y"][new], memory["task"][new] = x[0].to(memory["x"].dtype), y[0], self.task
+        learner.memory.count[self.position] += len(chosen)
+        return Bag({k: learner.memory[k] for k in ("x", "y", "task", "count")})
+
+    # --- what is measured --------------------------------------------------------------------------------
+
+    def record(self) -> None:
+        learner, s = self.learner, self.structure
+        curves, size = learner.records.curves, (len(learner.seeds), learner.stream.tasks)
+        new = lambda name, *more: curves.setdefault(name, np.full((*size, *more), np.nan))
+        own = [((self.owner == self.task) & (s.group == g)).sum().item() for g, n in enumerate(s.names) if n != s.head]
+        at = self.position, self.task
+        new("owned", len(own))[at] = own
+        for name, value in (("epochs", self.epochs), ("steps", self.steps), ("scoring", self.seconds)):
+            new(name)[at] = value
+        if "seen" in self.memory:
+            new("oracle", learner.stream.outputs)[at] = self.oracle()
+
+    @torch.no_grad()
+    def oracle(self) -> np.ndarray:
+        """Accuracy of each answer with the task given, over the tasks so far, ``[C]``."""
+        learner, net = self.learner, Net(self.module, self.params, self.buffers, training=False)
+        hits, total = torch.zeros(2, learner.stream.outputs, device=learner.device)
+        for task in range(self.task + 1):
+            at = self.buffers["place"][task]
+            for cut in learner.stream.indices(learner.seeds[self.position], task, "test").split(evaluation.BATCH):
+                x, y = learner.stream.batch([learner.seeds[self.position]], cut[None], task, "test")
+                scores = net(x[0].to(learner.dtype))[:, at.clamp(min=0)].masked_fill(at < 0, -math.inf)
+                hits.index_add_(0, y[0], (scores.argmax(-1) == y[0]).to(hits))
+                total.index_add_(0, y[0], torch.ones_like(y[0]).to(hits))
+        return (hits / total).cpu().numpy()
+
+
+def improve(learner, task: int, position: int = 0) -> dict:
+    """Backward transfer: an old task learns again, its output rows reading neurons that came after it.
+
+    Only free neurons and the rows of ``task`` are trained, on its data; then what they do not need is freed again, and
+    the rest belongs to the last task learned, as these rows now do. The paper sketches this in its conclusion.
+    Returns the former rows: put back with ``params[name][position][rows] = old``, they give the old function, bit for
+    bit. A router is trained anew.
+    """
+    if not 0 <= task < learner.done:
+        raise InputError(f"improve(task={task}): only a learned task can improve, and {learner.done} are learned.")
+    again = Apprentice(learner.method, learner, task, position)
+    rows = again.buffers["heads"][task]
+    old = {k: t[rows].clone() for k, t in again.params.items() if k.startswith(f"network.{again.structure.head}.")}
+    again.renew()
+    again.prune(again.converge())
+    again.task = learner.done - 1
+    again.own()
+    again.owner[again.answers] = again.task
+    if "seen" in again.memory:
+        again.train_router()
+    return {"rows": rows, **old}
+
+
+@torch.no_grad()
+def put_back(held: list) -> None:
+    for leaf, mask, old in held:
+        torch.where(mask, leaf, old, out=leaf)

@@ -1,0 +1,1 @@
+"""One network as a function of its parameters."""

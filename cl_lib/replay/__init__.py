@@ -1,0 +1,1 @@
+"""Stored samples: buffers, and what replay methods share."""

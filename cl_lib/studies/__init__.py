@@ -1,0 +1,1 @@
+"""Many runs described in one file."""
