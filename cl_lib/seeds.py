@@ -13,11 +13,19 @@ from torch.utils import _pytree as pytree
 
 
 class Bag(dict):
-    """A dict whose entries are attributes too: `bag.x is bag["x"]`. Batches and methods' memories are bags.
+    """A dict whose entries are attributes too: ``bag.x is bag["x"]``. Batches and what methods keep are bags.
 
-    It is a pytree node, so `vmap` and `tree_map` carry it, nested as it may be. An entry with the name of one
-    of dict's own methods (`items`, `copy`, …) is reached as `bag["items"]` only.
+    It is a pytree node, so ``vmap`` and ``tree_map`` carry it, nested as it may be, and so is every class derived
+    from it. An entry with the name of one of dict's own methods (``items``, ``copy``, …) is reached as
+    ``bag["items"]`` only.
     """
+
+    def __init_subclass__(cls):
+        register(cls)
+
+    def copy(self, **more):
+        """The same entries in a bag of the same kind, with more or other ones."""
+        return type(self)(self, **more)
 
     def __getattr__(self, name: str):
         try:
@@ -30,13 +38,18 @@ class Bag(dict):
     __delattr__ = dict.__delitem__
 
 
-pytree.register_pytree_node(
-    Bag,
-    lambda bag: (list(bag.values()), list(bag)),
-    lambda values, names: Bag(zip(names, values, strict=True)),
-    serialized_type_name="cl_lib.seeds.Bag",
-    flatten_with_keys_fn=lambda bag: ([(pytree.MappingKey(k), v) for k, v in bag.items()], list(bag)),
-)
+def register(kind: type[Bag]) -> None:
+    """Tell torch's pytrees how a bag is taken apart and put together."""
+    pytree.register_pytree_node(
+        kind,
+        lambda bag: (list(bag.values()), list(bag)),
+        lambda values, names: kind(zip(names, values, strict=True)),
+        serialized_type_name=f"{kind.__module__}.{kind.__qualname__}",
+        flatten_with_keys_fn=lambda bag: ([(pytree.MappingKey(k), v) for k, v in bag.items()], list(bag)),
+    )
+
+
+register(Bag)
 
 
 def place(positions: tuple[int, ...]):

@@ -10,8 +10,8 @@ class Anchored(Method, registered=False):
 
     .. math:: \mathcal L(\theta) = \mathcal L_t(\theta) + \lambda\, D(\theta)
 
-    λ is ``strength``. A relative says what D is in ``distance(net, memory)``, which is asked once there is a memory,
-    and makes the memory after a task. If it has a parameter ``fisher``, that names the kind of Fisher information.
+    λ is ``strength``. A relative says what D is in ``distance(net, state)``, which is asked once there is a state,
+    and makes the state after a task. If it has a parameter ``fisher``, that names the kind of Fisher information.
     """
 
     family = "regularisation"
@@ -27,11 +27,11 @@ class Anchored(Method, registered=False):
             raise InputError(f"strength={self.strength} would push parameters away from their anchor: give 0 or more.")
         fisher.check_kind(getattr(self, "fisher", "exact"))
 
-    def penalty(self, net, batch, memory):
-        if not memory or self.strength == 0:
+    def penalty(self, net, batch, state):
+        if not state or self.strength == 0:
             return 0.0
-        return self.strength * self.distance(net, memory)
+        return self.strength * self.distance(net, state)
 
-    def distance(self, net, memory):
+    def distance(self, net, state):
         """D for one model, a number that can be differentiated by ``net.params``."""
         raise NotImplementedError

@@ -1,4 +1,4 @@
-"""What a continual-learning method is, and what a sum of methods is.
+"""What a continual-learning method is.
 
 A method is written for ONE model, as its paper writes it; the learner lifts it over the seeds. A class that
 derives from :class:`Method` enters itself into the registry: one new file in ``cl_lib/methods`` adds a method to
@@ -6,10 +6,12 @@ the command line, the benchmark, the tests and the book.
 """
 
 import dataclasses
+import inspect
 import warnings
-from typing import ClassVar
+from typing import Any, ClassVar, Protocol
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from cl_lib.errors import InputError, PoorPairing
 from cl_lib.nets.losses import cross_entropy
@@ -19,13 +21,45 @@ SCENARIOS = ("task", "domain", "class")
 REGISTERED: dict[str, type["Method"]] = {}
 
 
+class Trainer(Protocol):
+    """What a method may use of the learner: nothing else.
+
+    Shapes: S seeds, G of them in one step at ``positions`` among the learner's, B samples, C output rows, T tasks.
+    """
+
+    seeds: tuple[int, ...]  # the seeds, in the order of every leading axis
+    active: list[int]  # positions of the seeds that have not diverged
+    stream: Any  # what is learned: scenario, tasks T, outputs C, rows, shape, batch(…), indices(…)
+    options: Any  # how training is done: lr, batch_size, epochs, …
+    device: torch.device
+    dtype: torch.dtype
+    module: nn.Module  # the code of the network; its own parameters are not used
+    params: dict[str, Tensor]  # [S, …] by name
+    buffers: dict[str, Tensor]  # [S, …] by name
+    state: Bag  # what this method keeps, [S, …]
+    done: int  # how many tasks were learned
+
+    def net(self, position: int = 0, training: bool = False): ...
+    def random(self, positions=None, purpose="method", owner="") -> list[torch.Generator]: ...  # one a seed
+    def example(self) -> tuple[Tensor, Tensor]: ...  # one sample as the network meets it, and its output row
+    def masks(self, task: int) -> Bag: ...  # [C]: old, seen, present, rows
+    def rows_of(self, tasks: Tensor, seen: Tensor) -> Tensor | None: ...  # [..., C]: rows that count for stored samples
+    def augmented(self, x: Tensor, positions) -> Tensor: ...  # [G, B, …]
+    def train(self, tasks, epochs=None, **more) -> None: ...  # more training, one loop
+    def reset(self) -> None: ...  # every seed's initial network again
+    def rebuild(self, module: nn.Module, tensors: dict[str, Tensor]) -> None: ...  # a network of other shapes
+    def curve(self, name: str, task: int, positions, values) -> None: ...  # a measurement of one's own, kept in results
+    def report(self, task: int, what: str, step: int, steps: int, loss) -> None: ...  # a line of progress
+
+
 class Method:
     """Base of every method. Derive a dataclass from it: its fields are the method's parameters.
 
-    Every hook below is optional. Hooks that see one model get a :class:`~cl_lib.nets.net.Net`; ``memory`` is the
-    method's own :class:`~cl_lib.seeds.Bag` of tensors, empty at first. The hooks that run in every step
+    Every hook below is optional. Hooks that see one model get a :class:`~cl_lib.nets.net.Net`; ``state`` is what
+    the method keeps, a :class:`~cl_lib.seeds.Bag` of tensors, empty at first. The hooks that run in every step
     (``task``, ``penalty``, ``direct``) are pure functions of their arguments and are mapped over the seeds;
     what ``task`` and ``penalty`` put into ``batch.out`` (logits, say) is there for ``after_step``, detached.
+    :class:`~cl_lib.training.batch.Batch` says what a batch holds, :class:`Trainer` what a learner offers.
 
     Class attributes: ``key`` (registry key, the class's name in lower case unless stated as
     ``class Name(Method, key="…")``), ``family``, ``scenarios`` it can serve, ``poor`` (scenario -> why it is
@@ -50,6 +84,7 @@ class Method:
     def __init_subclass__(cls, key: str | None = None, registered: bool = True, **kwargs):
         super().__init_subclass__(**kwargs)
         cls.key = key or cls.__name__.lower()
+        refuse_other_arguments(cls)
         if not registered:
             return
         known = REGISTERED.get(cls.key)
@@ -63,64 +98,64 @@ class Method:
     # --- one model ---------------------------------------------------------------------------------------
 
     def build(self, network: nn.Module, stream) -> nn.Module:
-        """The network before any training: with parts added, frozen or replaced."""
+        """The network before any training: with parts added, frozen or replaced.
+
+        Parts that are drawn here, by torch's own initialisation, are drawn from random numbers of the seed's own.
+        """
         return network
 
     def task(self, net, batch):
         """The loss on the new data, a scalar: by default the cross-entropy over the rows that count."""
         return cross_entropy(net(batch.x), batch.y, batch.rows)
 
-    def penalty(self, net, batch, memory):
+    def penalty(self, net, batch, state):
         """What is added to the task's loss, a scalar: importance, distillation, replay."""
         return 0.0
 
-    def direct(self, grads: dict, net, batch, memory) -> dict:
+    def direct(self, grads: dict, net, batch, state) -> dict:
         """The gradient that the optimiser is to follow, from the gradient of ``task`` + ``penalty``."""
         return grads
 
-    def before_task(self, net, task, memory) -> Bag:
-        """Called once a task and seed, before training; returns the new memory."""
-        return memory
+    def before_task(self, net, task, state) -> Bag:
+        """Called once a task and seed, before training; returns the new state."""
+        return state
 
-    def after_task(self, net, task, memory) -> Bag:
-        """Called once a task and seed, after training; returns the new memory.
+    def after_task(self, net, task, state) -> Bag:
+        """Called once a task and seed, after training; returns the new state.
 
         Its tensors may change shape between tasks; those smaller than another seed's are filled up with zeros.
         """
-        return memory
+        return state
 
-    def predict(self, net, x, memory):
-        """Scores ``[B, C]`` whose arg-max over the allowed rows is the answer: by default the logits."""
+    def predict(self, net, x, state, task: int | None):
+        """Scores ``[B, C]`` whose arg-max over the allowed rows is the answer: by default the logits.
+
+        ``task`` is the inputs' task where the scenario gives it (task-incremental learning), else None.
+        """
         return net(x)
 
     # --- all seeds ---------------------------------------------------------------------------------------
 
     def start(self, learner) -> Bag:
-        """The memory ``[S, …]`` before the first task: where a buffer gets its room."""
+        """The state ``[S, …]`` before the first task: where a buffer gets its room."""
         return Bag()
 
-    def before_step(self, learner, batch, memory) -> None:
-        """Before every step, for the seeds ``batch.seeds`` (positions): draws from a buffer into ``batch``."""
+    def before_step(self, learner, batch, state) -> None:
+        """Before every step, for the seeds at ``batch.positions``: draws from a buffer into ``batch``."""
 
-    def after_step(self, learner, batch, memory) -> None:
-        """After every step: writes to ``memory`` in place."""
+    def after_step(self, learner, batch, state) -> None:
+        """After every step: writes to ``state`` in place."""
 
     def fit(self, learner, task: int) -> None:
         """Train task number ``task``; only where training is not one loop over that task's data."""
         learner.train([task])
 
     def stored(self, learner) -> dict[str, int]:
-        """Bytes for one seed that it keeps beside ``memory``: old data that it reads from the stream again, say."""
+        """Bytes for one seed that it keeps beside ``state``: old data that it reads from the stream again, say."""
         return {}
 
     def check(self, learner) -> None:
         """Raise :class:`~cl_lib.errors.InputError` where the settings break what the method promises."""
-
-    def __add__(self, other: "Method") -> "Method":
-        """Both methods at once: see :class:`Combined`."""
-        from cl_lib.methods._sum import Combined
-
-        return Combined(self, other) if isinstance(other, Method) else NotImplemented
 
     # --- about itself ------------------------------------------------------------------------------------
 
@@ -148,6 +183,24 @@ class Method:
                 f"{self.key} cannot serve {scenario}-incremental learning: it needs {served}. "
                 f"Choose scenario={self.scenarios[0]!r} or another method."
             )
+
+
+def refuse_other_arguments(cls: type[Method]) -> None:
+    """Raise InputError where a class writes a hook with other arguments than those that it is called with."""
+    for hook in HOOKS & set(vars(cls)):
+        wanted, own = (inspect.signature(getattr(kind, hook)) for kind in (Method, cls))
+        try:
+            own.bind(*wanted.parameters)
+        except TypeError:
+            raise InputError(
+                f"{cls.__name__}.{hook}{own} cannot be called: its arguments are {hook}{wanted}, so write it so."
+            ) from None
+
+
+HOOKS = {
+    "build", "task", "penalty", "direct", "before_task", "after_task", "predict", "start", "before_step",
+    "after_step", "fit", "stored", "check",
+}  # fmt: skip
 
 
 def fields_of(cls: type[Method]) -> dict[str, dataclasses.Field]:

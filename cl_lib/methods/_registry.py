@@ -6,20 +6,21 @@ import importlib
 import inspect
 import math
 import pkgutil
-import types
+import sys
 import typing
 
-import cl_lib.methods as folder
 from cl_lib.errors import InputError, suggest
 from cl_lib.identity import plain
 from cl_lib.methods._base import REGISTERED, Method, fields_of
 
+PACKAGE = __name__.rpartition(".")[0]
+
 
 def registry() -> dict[str, type[Method]]:
     """Key -> class of every registered method, the folder ``cl_lib/methods`` scanned."""
-    for module in pkgutil.iter_modules(folder.__path__):
+    for module in pkgutil.iter_modules(sys.modules[PACKAGE].__path__):
         if not module.name.startswith("_"):
-            importlib.import_module(f"cl_lib.methods.{module.name}")
+            importlib.import_module(f"{PACKAGE}.{module.name}")
     return dict(sorted(REGISTERED.items()))
 
 
@@ -145,12 +146,3 @@ def describe(cls: type[Method]) -> dict:
 def described() -> list[dict]:
     """Every registered method described: key, family, scenarios, citation, cost, parameters."""
     return [describe(cls) for cls in registry().values()]
-
-
-class _Folder(types.ModuleType):
-    def __call__(self) -> list[dict]:
-        """Every registered method: key, family, scenarios, citation, cost, parameters."""
-        return described()
-
-
-folder.__class__ = _Folder  # cl_lib.methods()

@@ -2,6 +2,7 @@
 
 from cl_lib.errors import InputError
 from cl_lib.methods._base import Method
+from cl_lib.methods._wrapper import Part, part
 from cl_lib.seeds import Bag
 
 #: Hooks that say what the step is, so that only one part of a sum can have its own.
@@ -18,7 +19,7 @@ class Combined(Method, registered=False):
 
     .. math:: \mathcal L(\theta) = \mathcal L_t(\theta) + \sum_p \mathcal P_p(\theta)
 
-    Each part keeps its own memory, its own view of the batch and its own random stream, the one that it has alone:
+    Each part keeps its own state, its own view of the batch and its own random stream, the one that it has alone:
     with the others' strengths at 0 a part does exactly what it does alone. One part may have a loss, a direction,
     a network or an answer of its own; two of the same kind contradict each other and are refused, as are methods
     that train in a loop of their own.
@@ -32,11 +33,9 @@ class Combined(Method, registered=False):
         self.key = "+".join(keys)
         if twice := sorted({k for k in keys if keys.count(k) > 1}):
             raise InputError(f"{self.key} names {twice[0]} twice: give each method once, with the strength you want.")
-        for part in self.parts:
-            if part.has("fit"):
-                raise InputError(
-                    f"{part.key} trains in a loop of its own, so nothing can be added to it: run it alone."
-                )
+        for p in self.parts:
+            if p.has("fit"):
+                raise InputError(f"{p.key} trains in a loop of its own, so nothing can be added to it: run it alone.")
         for hook, why in EXCLUSIVE.items():
             having = [p.key for p in self.parts if p.has(hook)]
             if len(having) > 1:
@@ -60,88 +59,81 @@ class Combined(Method, registered=False):
         return {p.key: p.parameters() for p in self.parts}
 
     def members(self):
-        for part in self.parts:
-            yield from part.members()
-
-    def build(self, network, stream):
-        return self._one("build", Method.build)(network, stream)
+        for p in self.parts:
+            yield from p.members()
 
     def check(self, learner):
-        for part in self.parts:
-            part.check(learner)
+        for p in self.parts:
+            p.check(self._seen(learner, p))
 
     def start(self, learner):
-        views = [(p, View(learner, p.key)) for p in self.parts]
-        return Bag({p.key: memory for p, view in views if (memory := p.start(view))})
+        kept = {p.key: p.start(self._seen(learner, p)) for p in self.parts}
+        return Bag({key: state for key, state in kept.items() if state})
+
+    # hooks that one part at most has of its own
+
+    def build(self, network, stream):
+        p = self._having("build")
+        return p.build(network, stream) if p else network
 
     def task(self, net, batch):
+        p = self._having("task")
+        return p.task(net, own(batch, p)) if p else super().task(net, batch)
+
+    def direct(self, grads, net, batch, state):
+        p = self._having("direct")
+        return p.direct(grads, net, own(batch, p), part(state, p.key)) if p else grads
+
+    def predict(self, net, x, state, task):
+        p = self._having("predict")
+        return p.predict(net, x, part(state, p.key), task) if p else net(x)
+
+    # hooks that all may have
+
+    def penalty(self, net, batch, state):
+        return sum(p.penalty(net, own(batch, p), part(state, p.key)) for p in self.parts)
+
+    def before_task(self, net, task, state):
+        return self._each("before_task", net, task, state)
+
+    def after_task(self, net, task, state):
+        return self._each("after_task", net, task, state)
+
+    def before_step(self, learner, batch, state):
         for p in self.parts:
-            if p.has("task"):
-                return p.task(net, own(batch, p))
-        return super().task(net, batch)
-
-    def penalty(self, net, batch, memory):
-        return sum(p.penalty(net, own(batch, p), memory.get(p.key, Bag())) for p in self.parts)
-
-    def direct(self, grads, net, batch, memory):
-        for p in self.parts:
-            if p.has("direct"):
-                return p.direct(grads, net, own(batch, p), memory.get(p.key, Bag()))
-        return grads
-
-    def predict(self, net, x, memory):
-        for p in self.parts:
-            if p.has("predict"):
-                return p.predict(net, x, memory.get(p.key, Bag()))
-        return net(x)
-
-    def before_task(self, net, task, memory):
-        return self._each("before_task", net, task, memory)
-
-    def after_task(self, net, task, memory):
-        return self._each("after_task", net, task, memory)
-
-    def before_step(self, learner, batch, memory):
-        for p in self.parts:
-            seen = Bag(batch)
-            p.before_step(View(learner, p.key), seen, memory.get(p.key, Bag()))
+            seen = batch.copy()
+            p.before_step(self._seen(learner, p), seen, part(state, p.key))
             if new := {k: v for k, v in seen.items() if batch.get(k) is not v}:
                 batch[p.key] = Bag(new)
 
-    def after_step(self, learner, batch, memory):
+    def after_step(self, learner, batch, state):
         for p in self.parts:
-            p.after_step(View(learner, p.key), own(batch, p), memory.get(p.key, Bag()))
+            p.after_step(self._seen(learner, p), own(batch, p), part(state, p.key))
 
-    def _one(self, hook, default):
-        """The hook of the one part that has its own, or the default's."""
-        return next((getattr(p, hook) for p in self.parts if p.has(hook)), default.__get__(self))
+    def stored(self, learner):
+        return {k: n for p in self.parts for k, n in p.stored(self._seen(learner, p)).items()}
 
-    def _each(self, hook, net, task, memory):
-        new = Bag()
-        for p in self.parts:
-            generators = View(task.learner, p.key).generators
-            task.generator = generators["method"][task.position]
-            if part := getattr(p, hook)(net, task, memory.get(p.key, Bag())):
-                new[p.key] = part
-        return new
+    def _having(self, hook: str) -> Method | None:
+        return next((p for p in self.parts if p.has(hook)), None)
+
+    def _seen(self, learner, p: Method) -> Part:
+        return Part(learner, p.key, owner=p.key)
+
+    def _each(self, hook, net, task, state):
+        call = lambda p: getattr(p, hook)(net, task.seen_by(self._seen(task.learner, p)), part(state, p.key))
+        kept = {p.key: call(p) for p in self.parts}
+        return Bag({key: state for key, state in kept.items() if state})
 
 
-def own(batch: Bag, part: Method) -> Bag:
+def own(batch, p: Method):
     """The batch as one part sees it: with what its own ``before_step`` put there and an ``out`` of its own."""
-    out = {"out": batch.out.setdefault(part.key, Bag())} if "out" in batch else {}
-    return Bag(batch, **batch.get(part.key, {}), **out)
+    out = {"out": batch.out.setdefault(p.key, Bag())} if "out" in batch else {}
+    return batch.copy(**batch.get(p.key, {}), **out)
 
 
-class View:
-    """The learner as one part sees it: with a random stream of that part's own."""
+def add(self: Method, other: Method) -> Method:
+    """Both methods at once: see :class:`Combined`."""
+    return Combined(self, other) if isinstance(other, Method) else NotImplemented
 
-    def __init__(self, learner, key: str):
-        self._learner = learner
-        self._stream = learner.stream_of("method", key)
 
-    def __getattr__(self, name):
-        return getattr(self._learner, name)
-
-    @property
-    def generators(self) -> dict:
-        return {**self._learner.generators, "method": self._stream}
+Method.__add__ = add

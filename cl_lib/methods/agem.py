@@ -41,18 +41,18 @@ class AGEM(Method):
     def start(self, learner):
         return Bag(buffer=start_buffer(learner, self.memory))
 
-    def before_step(self, learner, batch, memory):
-        draw_replay(learner, batch, memory.buffer, self.replay_batch)
+    def before_step(self, learner, batch, state):
+        draw_replay(learner, batch, state.buffer, self.replay_batch)
 
-    def direct(self, grads, net, batch, memory):
+    def direct(self, grads, net, batch, state):
         if "replay" not in batch:
             return grads
         replay = batch.replay
         reference = net.grad(lambda net: cross_entropy(net(replay.x), replay.y, replay.get("rows")))
         return project(grads, reference)
 
-    def after_task(self, net, task, memory):
-        buffer, share = memory.buffer, self.memory // task.learner.stream.tasks
+    def after_task(self, net, task, state):
+        buffer, share = state.buffer, self.memory // task.learner.stream.tasks
         x, y = task.data(share)
         at = slice(int(buffer.seen), int(buffer.seen) + len(y))
         new = {"x": x, "y": y, "task": torch.full_like(y, task.index)}

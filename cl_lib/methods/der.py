@@ -51,11 +51,11 @@ class DER(Method):
         x, _ = learner.example()
         return Bag(buffer=buffers.empty(self.memory, len(learner.seeds), x, logits=x.new_zeros(learner.stream.outputs)))
 
-    def before_step(self, learner, batch, memory):
+    def before_step(self, learner, batch, state):
         if self.strength != 0:
-            draw_replay(learner, batch, memory.buffer, self.replay_batch)
+            draw_replay(learner, batch, state.buffer, self.replay_batch)
 
-    def penalty(self, net, batch, memory):
+    def penalty(self, net, batch, state):
         batch.out.logits = net(batch.x)  # what the task's loss has computed
         return self.recall(net, batch)
 
@@ -66,10 +66,10 @@ class DER(Method):
         difference = (net(batch.replay.x) - batch.replay.logits).square()
         return self.strength * (difference.mean() if self.distance == "mean" else difference.sum(-1).mean())
 
-    def after_step(self, learner, batch, memory):
+    def after_step(self, learner, batch, state):
         if batch.epoch == 0 or self.every_epoch:
-            generators = [learner.generators["method"][s] for s in batch.seeds]
-            buffers.reservoir_insert(memory.buffer, generators, **self.kept(batch))
+            generators = learner.random(batch.positions)
+            buffers.reservoir_insert(state.buffer, generators, **self.kept(batch))
 
     def kept(self, batch) -> dict:
         """What is kept of each sample of a batch."""

@@ -33,13 +33,13 @@ class DERpp(DER):
         more = {"y": y, "task": y, "logits": x.new_zeros(learner.stream.outputs)}
         return Bag(buffer=buffers.empty(self.memory, len(learner.seeds), x, **more))
 
-    def before_step(self, learner, batch, memory):
-        super().before_step(learner, batch, memory)
+    def before_step(self, learner, batch, state):
+        super().before_step(learner, batch, state)
         if self.label_strength != 0:
-            draw_replay(learner, batch, memory.buffer, self.replay_batch, "labelled")
+            draw_replay(learner, batch, state.buffer, self.replay_batch, "labelled")
 
-    def penalty(self, net, batch, memory):
-        loss = super().penalty(net, batch, memory)
+    def penalty(self, net, batch, state):
+        loss = super().penalty(net, batch, state)
         if "labelled" not in batch:
             return loss
         labelled = batch.labelled

@@ -76,47 +76,47 @@ class DGR(Method):
         for name, shape in sizes.items():
             # as nn.Linear does it: uniform within 1/√(inputs)
             reach = 1 / math.sqrt(sizes[name.replace("bias", "weight")][1])
-            drawn = [torch.rand(shape, generator=g, device=g.device) for g in learner.generators["method"]]
+            drawn = [torch.rand(shape, generator=g, device=g.device) for g in learner.random()]
             weights[name] = ((2 * torch.stack(drawn) - 1) * reach).to(learner.dtype)
         zeros = lambda: Bag({name: torch.zeros_like(w) for name, w in weights.items()})
         steps = torch.zeros(len(learner.seeds), len(sizes), device=learner.device)
         return Bag(generator=weights, moment=zeros(), square=zeros(), steps=steps)
 
-    def before_task(self, net, task, memory):
+    def before_task(self, net, task, state):
         if task.index > 0:
-            return memory
+            return state
         x, _ = task.data()
         low, high = (extreme(x.flatten(2), dim=(0, 2))[:, None, None] for extreme in (torch.amin, torch.amax))
-        return Bag(memory, low=low, span=(high - low).clamp_min(1e-6))
+        return Bag(state, low=low, span=(high - low).clamp_min(1e-6))
 
-    def before_step(self, learner, batch, memory):
-        if "old" not in memory:
+    def before_step(self, learner, batch, state):
+        if "old" not in state:
             return
         count = batch.x.shape[1] if self.replay_batch is None else self.replay_batch
-        z = self.noise(learner, batch.seeds, count)
+        z = self.noise(learner, batch.positions, count)
         with torch.no_grad():
-            batch.dreams = over_seeds(decode, memory.old, z).sigmoid()  # [G, count, pixels], in [0, 1]
+            batch.dreams = over_seeds(decode, state.old, z).sigmoid()  # [G, count, pixels], in [0, 1]
 
     def task(self, net, batch):
         return super().task(net, batch) / (batch.task_index + 1)
 
-    def penalty(self, net, batch, memory):
+    def penalty(self, net, batch, state):
         if "dreams" not in batch:
             return 0.0
-        x = memory.low + memory.span * batch.dreams.view(-1, *batch.x.shape[1:])
+        x = state.low + state.span * batch.dreams.view(-1, *batch.x.shape[1:])
         with torch.no_grad():
-            teacher = net.frozen(memory.teacher)(x)
+            teacher = net.frozen(state.teacher)(x)
         logits, rows = net(x), torch.arange(teacher.shape[-1], device=x.device)
         losses = []
         for head in batch.heads:
-            taught = (rows >= head.start) & (rows < head.stop)
+            taught = (rows >= head.start) & (rows < head.stop) if isinstance(head, range) else head
             counted = taught if len(batch.heads) > 1 or batch.rows is None else taught | batch.rows
             losses.append(relearn(logits, teacher, taught, counted, self.temperature))
         return batch.task_index / (batch.task_index + 1) * torch.stack(losses).mean()
 
-    def after_step(self, learner, batch, memory):
+    def after_step(self, learner, batch, state):
         """Adam's steps for every seed's generator, in place."""
-        low, span = (t[:, None] for t in (memory.low, memory.span))
+        low, span = (t[:, None] for t in (state.low, state.span))
         x, N = ((batch.raw - low) / span).clamp(0, 1).flatten(2), batch.task_index + 1
         weight = x.new_full(x.shape[:2], 1 / (N * x.shape[1]))
         if "dreams" in batch:
@@ -124,26 +124,25 @@ class DGR(Method):
             weight = torch.cat([weight, x.new_full(dreams.shape[:2], (1 - 1 / N) / dreams.shape[1])], 1)
             x = torch.cat([x, dreams], 1)
         each = lambda tensors: [t[g] for g in range(len(x)) for t in tensors.values()]
-        state = [each(t) for t in (memory.moment, memory.square)]
+        moments = [each(t) for t in (state.moment, state.square)]
         for _ in range(self.generator_steps):
-            weights = Bag({name: w.detach().requires_grad_() for name, w in memory.generator.items()})
-            loss = over_seeds(bound, weights, x, weight, self.noise(learner, batch.seeds, x.shape[1]))
+            weights = Bag({name: w.detach().requires_grad_() for name, w in state.generator.items()})
+            loss = over_seeds(bound, weights, x, weight, self.noise(learner, batch.positions, x.shape[1]))
             grads = torch.autograd.grad(loss.sum(), list(weights.values()))
             grads = {name: g.contiguous() for name, g in zip(weights, grads, strict=True)}
             adam(
-                each(memory.generator), each(grads), *state, [], list(memory.steps.flatten()), fused=True,
+                each(state.generator), each(grads), *moments, [], list(state.steps.flatten()), fused=True,
                 amsgrad=False, maximize=False, weight_decay=0.0, beta1=0.9, beta2=0.999, eps=1e-8,
                 lr=self.generator_rate,
             )  # fmt: skip
 
-    def after_task(self, net, task, memory):
-        copy = Bag({name: w.clone() for name, w in memory.generator.items()})
-        return Bag(memory, old=copy, teacher=net.snapshot())
+    def after_task(self, net, task, state):
+        copy = Bag({name: w.clone() for name, w in state.generator.items()})
+        return Bag(state, old=copy, teacher=net.snapshot())
 
-    def noise(self, learner, seeds, count: int):
+    def noise(self, learner, positions, count: int):
         """z ~ N(0, 1) of each seed's own, ``[G, count, latent]``."""
-        generators = [learner.generators["method"][s] for s in seeds]
-        drawn = [torch.randn(count, self.latent, generator=g, device=g.device) for g in generators]
+        drawn = [torch.randn(count, self.latent, generator=g, device=g.device) for g in learner.random(positions)]
         return torch.stack(drawn).to(learner.dtype)
 
 

@@ -51,8 +51,8 @@ class ER(Method):
     def start(self, learner):
         return Bag(buffer=start_buffer(learner, self.memory))
 
-    def before_step(self, learner, batch, memory):
-        draw_replay(learner, batch, memory.buffer, self.replay_batch)
+    def before_step(self, learner, batch, state):
+        draw_replay(learner, batch, state.buffer, self.replay_batch)
 
     def has(self, hook):
         sums = hook == "task" and type(self).task is ER.task and not self.joined  # then the loss is the usual one
@@ -63,7 +63,7 @@ class ER(Method):
             net.together(batch.x, batch.replay.x)
         return super().task(net, batch)
 
-    def penalty(self, net, batch, memory):
+    def penalty(self, net, batch, state):
         if "replay" not in batch or self.strength == 0:
             return 0.0
         replay = batch.replay
@@ -73,12 +73,12 @@ class ER(Method):
         share = len(replay.x) / (len(batch.x) + len(replay.x))
         return share * (stored - self.task(net, batch))
 
-    def after_step(self, learner, batch, memory):
+    def after_step(self, learner, batch, state):
         if self.buffer == "reservoir" and batch.epoch == 0:
-            generators = [learner.generators["method"][s] for s in batch.seeds]
-            buffers.reservoir_insert(memory.buffer, generators, x=batch.raw, y=batch.y, task=batch.task)
+            generators = learner.random(batch.positions)
+            buffers.reservoir_insert(state.buffer, generators, x=batch.raw, y=batch.y, task=batch.task)
 
-    def after_task(self, net, task, memory):
+    def after_task(self, net, task, state):
         if self.buffer in ("balanced", "herding") and self.memory > 0:
-            memory = Bag(buffer=refill(net if self.buffer == "herding" else None, task, memory.buffer))
-        return memory
+            state = Bag(buffer=refill(net if self.buffer == "herding" else None, task, state.buffer))
+        return state

@@ -45,24 +45,24 @@ class EWC(Anchored):
         x, y = learner.example()  # a network without single samples' gradients is refused now, not after a task
         fisher.diagonal(learner.net(), x[None], kind="empirical", y=y[None])
 
-    def distance(self, net, memory):
-        return 0.5 * quadratic(net.params, memory.anchor, memory.stiffness)
+    def distance(self, net, state):
+        return 0.5 * quadratic(net.params, state.anchor, state.stiffness)
 
-    def after_task(self, net, task, memory):
+    def after_task(self, net, task, state):
         x, y = task.data(self.fisher_samples)
         F = fisher.diagonal(net, x, task.rows, kind=self.fisher, y=y, generator=task.generator)
-        if not memory:
+        if not state:
             discount = self.decay if self.discount_newest and self.decay is not None else 1.0
             return Bag(anchor=Bag(net.params), stiffness=Bag({k: discount * f for k, f in F.items()}))
         if self.decay is not None:
             γ, newest = self.decay, self.decay if self.discount_newest else 1.0
-            stiffness = {k: γ * memory.stiffness[k] + newest * f for k, f in F.items()}
+            stiffness = {k: γ * state.stiffness[k] + newest * f for k, f in F.items()}
             return Bag(anchor=Bag(net.params), stiffness=Bag(stiffness))
-        stiffness = {k: memory.stiffness[k] + f for k, f in F.items()}
+        stiffness = {k: state.stiffness[k] + f for k, f in F.items()}
         centre = {
             k: torch.where(
                 K > 0,
-                (memory.stiffness[k] * memory.anchor[k] + F[k] * net.params[k]) / K.clamp_min(1e-38),
+                (state.stiffness[k] * state.anchor[k] + F[k] * net.params[k]) / K.clamp_min(1e-38),
                 net.params[k],
             )
             for k, K in stiffness.items()

@@ -54,15 +54,15 @@ class KFACEWC(Anchored, key="ewc_kfac"):
             raise suggest(self.tasks, TASKS, "way to join the tasks' factors")
         super().check(learner)
 
-    def distance(self, net, memory):
-        refuse_changed(net.params, memory.anchor)
-        value, grads = kronecker_form(net.params, memory.anchor, memory.factors)
+    def distance(self, net, state):
+        refuse_changed(net.params, state.anchor)
+        value, grads = kronecker_form(net.params, state.anchor, state.factors)
         total = with_gradient(value / 2, net.params, grads)
-        if "rest" in memory:
-            total = total + quadratic(net.params, memory.anchor, memory.rest) / 2
+        if "rest" in state:
+            total = total + quadratic(net.params, state.anchor, state.rest) / 2
         return total
 
-    def after_task(self, net, task, memory):
+    def after_task(self, net, task, state):
         x, y = task.data(self.fisher_samples)
         kind = self.fisher
         if kind == "sampled":  # one draw for the factors and the diagonal
@@ -71,9 +71,9 @@ class KFACEWC(Anchored, key="ewc_kfac"):
         rest = {k for k in net.params if k.rpartition(".")[0] not in new}
         F = fisher.diagonal(net, x, task.rows, kind, y) if rest else {}
         F = {k: F[k] for k in net.params if k in rest}
-        if memory:
-            F = {k: self.decay * memory.rest[k] + f for k, f in F.items()}
-            new = {k: join(memory.factors[k], f, self.decay, self.tasks) for k, f in new.items()}
+        if state:
+            F = {k: self.decay * state.rest[k] + f for k, f in F.items()}
+            new = {k: join(state.factors[k], f, self.decay, self.tasks) for k, f in new.items()}
         kept = Bag(anchor=Bag(net.params), factors=Bag(new))
         return Bag(kept, rest=Bag(F)) if F else kept
 

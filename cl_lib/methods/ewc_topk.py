@@ -56,18 +56,18 @@ class TopKEWC(Anchored, key="ewc_topk"):
                     f"{P} parameters) has rank {rank} at most, so choose k from 0 to {rank}."
                 )
 
-    def distance(self, net, memory):
-        refuse_changed(net.params, memory.anchor)
+    def distance(self, net, state):
+        refuse_changed(net.params, state.anchor)
         with torch.no_grad():
-            Δ = vector({k: p - memory.anchor[k] for k, p in net.params.items()})
-            along = memory.directions @ Δ  # √λ_k v_k·Δθ
-            pull = along @ memory.directions
+            Δ = vector({k: p - state.anchor[k] for k, p in net.params.items()})
+            along = state.directions @ Δ  # √λ_k v_k·Δθ
+            pull = along @ state.directions
             if self.remainder:
-                pull = pull + memory.rest * Δ
+                pull = pull + state.rest * Δ
             value = pull @ Δ / 2
         return with_gradient(value, net.params, unvector(net, pull))
 
-    def after_task(self, net, task, memory):
+    def after_task(self, net, task, state):
         x, y = task.data(self.fisher_samples)
         kind, rows = self.fisher, task.rows
         if kind == "sampled":  # one draw for the directions and the diagonal
@@ -77,12 +77,12 @@ class TopKEWC(Anchored, key="ewc_topk"):
         new = Bag(anchor=Bag(net.params), directions=directions)
         if self.remainder:
             new.rest = vector(fisher.diagonal(net, x, rows, kind, y)) - diagonal_of(directions)
-        if memory:
-            both = torch.cat([self.decay**0.5 * memory.directions, directions])
+        if state:
+            both = torch.cat([self.decay**0.5 * state.directions, directions])
             new.directions = leading(both, self.k)
             if self.remainder:
                 dropped = diagonal_of(both) - diagonal_of(new.directions)
-                new.rest = self.decay * memory.rest + new.rest.clamp_min(0) + dropped
+                new.rest = self.decay * state.rest + new.rest.clamp_min(0) + dropped
         if self.remainder:
             new.rest = new.rest.clamp_min(0)
         return new

@@ -67,7 +67,7 @@ class GDumb(Method):
         for position in learner.active:
             self.collect(learner, task, position)
         learner.reset()
-        buffer = learner.memory.buffer
+        buffer = learner.state.buffer
         joined = Bag(x=buffer.x, y=buffer.y, task=buffer.task, count=buffers.filled(buffer))
         options = dataclasses.replace(
             learner.options, epochs=self.passes, optimizer="sgd", lr=self.top_rate, momentum=0.9, weight_decay=1e-6,
@@ -78,11 +78,11 @@ class GDumb(Method):
     def collect(self, learner, task: int, position: int) -> None:
         """Offer one task's samples to one seed's memory, in place."""
         index = learner.stream.indices(learner.seeds[position], task)
-        g = learner.generators["method"][position]
+        g = learner.random((position,))[0]
         index = index[torch.randperm(len(index), generator=g, device=g.device).to(index.device)]
         x, y = learner.stream.batch([learner.seeds[position]], index[None], task)
         new = {"x": x[0], "y": y[0], "task": torch.full_like(y[0], task)}
-        buffer, outputs = learner.memory.buffer, learner.stream.outputs
+        buffer, outputs = learner.state.buffer, learner.stream.outputs
         held = int(buffers.filled(buffer)[position])
         group = (buffer.task * outputs + buffer.y)[position, :held].tolist()
         slots, rows = greedy(group, (new["task"] * outputs + new["y"]).tolist(), self.memory, g)
@@ -99,10 +99,10 @@ class GDumb(Method):
         low = self.low_rate / self.top_rate if self.top_rate else 0.0
         return low + (1 - low) / 2 * (1 + math.cos(math.pi * done))
 
-    def before_step(self, learner, batch, memory):
-        batch.x = learner.augmented(batch.x, batch.seeds)
+    def before_step(self, learner, batch, state):
+        batch.x = learner.augmented(batch.x, batch.positions)
         if self.cutmix > 0:
-            generators = [learner.generators["method"][s] for s in batch.seeds]
+            generators = learner.random(batch.positions)
             batch.x, batch.partner, batch.kept = cut_and_mix(batch.x, self.cutmix, generators)
 
     def task(self, net, batch):

@@ -72,48 +72,48 @@ class GEM(Method):
         old = Bag({k: t.new_zeros(len(learner.seeds), 0, share, *t.shape) for k, t in {"x": x, "y": y}.items()})
         return Bag(old, held=y.new_zeros(len(learner.seeds), 0))
 
-    def before_task(self, net, task, memory):
+    def before_task(self, net, task, state):
         """An empty ring for the new task, no larger than the task: it then holds no sample twice."""
-        if not memory:
-            return memory
-        size = min(memory.x.shape[1], len(task.learner.stream.indices(task.seed, task.index)))
-        ring = Bag({k: memory[k].new_zeros(memory[k].shape[1:]) for k in ("x", "y")})
-        return Bag(memory, ring=Bag(ring, size=torch.tensor(size), offered=torch.tensor(0)))
+        if not state:
+            return state
+        size = min(state.x.shape[1], len(task.learner.stream.indices(task.seed, task.index)))
+        ring = Bag({k: state[k].new_zeros(state[k].shape[1:]) for k in ("x", "y")})
+        return Bag(state, ring=Bag(ring, size=torch.tensor(size), offered=torch.tensor(0)))
 
-    def before_step(self, learner, batch, memory):
-        if "x" not in memory or memory.x.shape[1] == 0:
+    def before_step(self, learner, batch, state):
+        if "x" not in state or state.x.shape[1] == 0:
             return
-        groups, tasks = memory.x.shape[:2]
-        of = torch.arange(tasks, device=memory.x.device).expand(groups, -1)
+        groups, tasks = state.x.shape[:2]
+        of = torch.arange(tasks, device=state.x.device).expand(groups, -1)
         rows = learner.rows_of(of, batch.seen)  # [G, k, C]
         if rows is not None:
             batch.old_rows = rows
 
-    def after_step(self, learner, batch, memory):
-        if "ring" not in memory:
+    def after_step(self, learner, batch, state):
+        if "ring" not in state:
             return
-        ring = memory.ring
+        ring = state.ring
         count = min(batch.y.shape[1], int(ring.size.min()))
         place = (ring.offered[:, None] + torch.arange(count)) % ring.size[:, None]  # [G, count]
         place, seed = place.to(ring.x.device), torch.arange(len(place), device=ring.x.device)[:, None]
         ring.x[seed, place], ring.y[seed, place] = batch.raw[:, -count:], batch.y[:, -count:]
         ring.offered += count
 
-    def after_task(self, net, task, memory):
-        if not memory:
-            return memory
-        ring = memory.ring
-        old = {k: torch.cat([memory[k], ring[k][None]]) for k in ("x", "y")}
-        return Bag(old, held=torch.cat([memory.held, ring.size[None].to(memory.held)]))
+    def after_task(self, net, task, state):
+        if not state:
+            return state
+        ring = state.ring
+        old = {k: torch.cat([state[k], ring[k][None]]) for k in ("x", "y")}
+        return Bag(old, held=torch.cat([state.held, ring.size[None].to(state.held)]))
 
-    def direct(self, grads, net, batch, memory):
-        if "x" not in memory or memory.x.shape[0] == 0:
+    def direct(self, grads, net, batch, state):
+        if "x" not in state or state.x.shape[0] == 0:
             return grads
-        old = gradients(net, memory, batch.get("old_rows"))
+        old = gradients(net, state, batch.get("old_rows"))
         return project(grads, old, self.margin, self.ridge, self.relative)
 
 
-def gradients(net, memory: Bag, rows: Tensor | None) -> dict:
+def gradients(net, state: Bag, rows: Tensor | None) -> dict:
     """One gradient for each old task on its whole memory, ``[k, …]``, in one pass over all of them."""
 
     def loss(params, x, y, held, rows):
@@ -121,7 +121,7 @@ def gradients(net, memory: Bag, rows: Tensor | None) -> dict:
         return (each * (torch.arange(len(y), device=y.device) < held)).sum() / held
 
     dims = (None, 0, 0, 0, None if rows is None else 0)
-    return vmap(grad(loss), in_dims=dims)(net.params, memory.x, memory.y, memory.held, rows)
+    return vmap(grad(loss), in_dims=dims)(net.params, state.x, state.y, state.held, rows)
 
 
 def project(grads: dict, old: dict, margin: float = 0.0, ridge: float = 0.0, relative: bool = True) -> dict:

@@ -1,7 +1,6 @@
 import contextlib
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -90,27 +89,26 @@ class GPM(Method):
             return super().task(net, batch)
 
     @torch.no_grad()
-    def after_task(self, net, task, memory):
+    def after_task(self, net, task, state):
         if self.off:
-            return memory
+            return state
         inputs = net.taps(task.data(self.samples)[0])[1]
         free = head_of(net.module) if task.learner.stream.scenario == "task" else None
         bases, shares = Bag(), []
         for i, (name, layer) in enumerate(layers(net).items()):
             width = layer.weight[0].numel() + (layer.bias is not None)
-            M = memory.bases[name] if memory else net.params[name].new_zeros(width, 0)
+            M = state.bases[name] if state else net.params[name].new_zeros(width, 0)
             M = M[:, M.any(0)]  # without what pads it to other seeds' width
             if layer is not free:
                 M = grown(M, columns(layer, inputs[name.rpartition(".")[0]]), self.energy(task.index, i))
             bases[name] = M
             shares.append(M.shape[1] / width)
-        curves, size = task.learner.records.curves, (len(task.learner.seeds), task.learner.stream.tasks, len(shares))
-        curves.setdefault("occupied", np.full(size, np.nan))[task.position, task.index] = shares
+        task.learner.curve("occupied", task.index, task.position, shares)
         return Bag(bases=bases)
 
-    def direct(self, grads, net, batch, memory):
+    def direct(self, grads, net, batch, state):
         with torch.autocast(next(iter(grads.values())).device.type, enabled=False):
-            return projected(grads, memory.bases) if memory else grads
+            return projected(grads, state.bases) if state else grads
 
 
 def layers(net) -> dict[str, nn.Module]:

@@ -39,12 +39,12 @@ class LwF(Method):
         if self.temperature <= 0:
             raise InputError(f"temperature={self.temperature} divides the logits: give a number above 0, such as 2.")
 
-    def before_task(self, net, task, memory):
-        return net.snapshot() if task.index > 0 else memory
+    def before_task(self, net, task, state):
+        return net.snapshot() if task.index > 0 else state
 
-    def penalty(self, net, batch, memory):
-        if not memory or self.strength == 0:
+    def penalty(self, net, batch, state):
+        if not state or self.strength == 0:
             return 0.0
         with torch.no_grad():
-            teacher = net.frozen(memory)(batch.x)
+            teacher = net.frozen(state)(batch.x)
         return self.strength * distillation(net(batch.x), teacher, batch.heads, self.temperature)

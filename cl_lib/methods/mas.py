@@ -41,15 +41,15 @@ class MAS(Anchored):
         if self.over_tasks not in ("sum", "mean"):
             raise suggest(self.over_tasks, ("sum", "mean"), "way to join the tasks' importance")
 
-    def distance(self, net, memory):
-        return quadratic(net.params, memory.anchor, memory.importance)
+    def distance(self, net, state):
+        return quadratic(net.params, state.anchor, state.importance)
 
-    def after_task(self, net, task, memory):
+    def after_task(self, net, task, state):
         x, _ = task.data(self.samples)
         Ω = importance(net, x, task.rows)
-        if memory:
+        if state:
             before, of = (1, 1) if self.over_tasks == "sum" else (task.index, task.index + 1)
-            Ω = {k: (before * memory.importance[k] + ω) / of for k, ω in Ω.items()}
+            Ω = {k: (before * state.importance[k] + ω) / of for k, ω in Ω.items()}
         return Bag(anchor=Bag(net.params), importance=Bag(Ω))
 
 

@@ -47,17 +47,17 @@ class MIR(ER):
                 f"give candidates={5 * k}, or a smaller replay_batch."
             )
 
-    def before_step(self, learner, batch, memory):
+    def before_step(self, learner, batch, state):
         k = batch.x.shape[1] if self.replay_batch is None else self.replay_batch
-        draw_replay(learner, batch, memory.buffer, self.candidates or 5 * k)
+        draw_replay(learner, batch, state.buffer, self.candidates or 5 * k)
         if "replay" not in batch or self.strength == 0:
             return
-        held = buffers.filled(memory.buffer).to(batch.x.device)[:, None]
+        held = buffers.filled(state.buffer).to(batch.x.device)[:, None]
         batch.turn = torch.arange(batch.replay.x.shape[1], device=batch.x.device) // held  # [G, |𝒮|]
         rate = learner.options.lr if self.virtual_rate is None else self.virtual_rate
         batch.rate = batch.x.new_full(held.shape[:1], rate)
 
-    def penalty(self, net, batch, memory):
+    def penalty(self, net, batch, state):
         if "replay" not in batch or self.strength == 0:
             return 0.0
         candidates = batch.replay

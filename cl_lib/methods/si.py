@@ -41,28 +41,28 @@ class SI(Anchored):
         if not self.damping > 0:
             raise InputError(f"damping={self.damping} would divide by 0 where a parameter did not move: give 0.1, say.")
 
-    def before_task(self, net, task, memory):
+    def before_task(self, net, task, state):
         zeros = {k: torch.zeros_like(p) for k, p in net.params.items()}
-        return Bag(memory, anchor=Bag(net.params), path=Bag(zeros))
+        return Bag(state, anchor=Bag(net.params), path=Bag(zeros))
 
-    def distance(self, net, memory):
-        if "importance" not in memory:  # the first task measures its path only
+    def distance(self, net, state):
+        if "importance" not in state:  # the first task measures its path only
             return 0.0
-        return quadratic(net.params, memory.anchor, memory.importance)
+        return quadratic(net.params, state.anchor, state.importance)
 
-    def after_step(self, learner, batch, memory):
+    def after_step(self, learner, batch, state):
         before, after, grads = batch.step.before, batch.step.after, batch.step.grads
-        for k, ω in memory.path.items():
+        for k, ω in state.path.items():
             g = grads[k]
-            if "importance" in memory and self.strength:
-                back = memory.anchor[k] - before[k]
-                g = torch.addcmul(g, memory.importance[k], back, value=2 * self.strength, out=back)
+            if "importance" in state and self.strength:
+                back = state.anchor[k] - before[k]
+                g = torch.addcmul(g, state.importance[k], back, value=2 * self.strength, out=back)
             ω.addcmul_(g, before[k] - after[k])
 
-    def after_task(self, net, task, memory):
-        Ω = memory.get("importance", {})
+    def after_task(self, net, task, state):
+        Ω = state.get("importance", {})
         Ω = {
-            k: Ω.get(k, 0) + (ω / ((net.params[k] - memory.anchor[k]).square() + self.damping)).clamp_min(0)
-            for k, ω in memory.path.items()
+            k: Ω.get(k, 0) + (ω / ((net.params[k] - state.anchor[k]).square() + self.damping)).clamp_min(0)
+            for k, ω in state.path.items()
         }
-        return Bag(anchor=Bag(net.params), path=memory.path, importance=Bag(Ω))
+        return Bag(anchor=Bag(net.params), path=state.path, importance=Bag(Ω))

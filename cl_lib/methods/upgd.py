@@ -59,21 +59,21 @@ class UPGD(Method):
         trace = Bag({k: torch.zeros_like(p) for k, p in learner.params.items()})
         return Bag(trace=trace, steps=torch.zeros(len(learner.seeds), dtype=torch.float64, device=learner.device))
 
-    def before_step(self, learner, batch, memory):
+    def before_step(self, learner, batch, state):
         if self.noise == 0:
             return
         sizes = [p[0].numel() for p in learner.params.values()]
-        noise = torch.empty(len(batch.seeds), sum(sizes), device=learner.device, dtype=learner.dtype)
-        for row, s in zip(noise, batch.seeds, strict=True):
-            row.normal_(0.0, self.noise, generator=learner.generators["method"][s])
+        noise = torch.empty(len(batch.positions), sum(sizes), device=learner.device, dtype=learner.dtype)
+        for row, g in zip(noise, learner.random(batch.positions), strict=True):
+            row.normal_(0.0, self.noise, generator=g)
         parts = noise.split(sizes, 1)
         batch.noise = Bag({k: n.view_as(p[: len(n)]) for (k, p), n in zip(learner.params.items(), parts, strict=True)})
 
-    def direct(self, grads, net, batch, memory):
-        memory.steps.add_(1)
-        for name, trace in memory.trace.items():
+    def direct(self, grads, net, batch, state):
+        state.steps.add_(1)
+        for name, trace in state.trace.items():
             trace.mul_(self.decay).sub_(grads[name] * net.params[name], alpha=1 - self.decay)
-        free = self.freedom(memory)
+        free = self.freedom(state)
         for name, share in free.items():
             g, ξ = grads[name], batch.noise[name] if "noise" in batch else None
             if self.protecting:
@@ -82,13 +82,13 @@ class UPGD(Method):
                 free[name] = g if ξ is None else share.mul_(ξ).add_(g)
         return {name: 2 * step for name, step in free.items()} if self.doubled else free
 
-    def freedom(self, memory) -> dict:
+    def freedom(self, state) -> dict:
         """1 − s = σ(−û/η) of every parameter."""
         if self.utility == "local":
-            lengths = {k: u.norm(dim=-1, keepdim=True).clamp_min(1e-30) for k, u in memory.trace.items()}
-            return {k: torch.sigmoid(u / -lengths[k]) for k, u in memory.trace.items()}
-        largest = torch.stack([u.amax() for u in memory.trace.values()]).amax().clamp_min(1e-30)
+            lengths = {k: u.norm(dim=-1, keepdim=True).clamp_min(1e-30) for k, u in state.trace.items()}
+            return {k: torch.sigmoid(u / -lengths[k]) for k, u in state.trace.items()}
+        largest = torch.stack([u.amax() for u in state.trace.values()]).amax().clamp_min(1e-30)
         if not self.corrected:
-            largest = largest * -torch.expm1(memory.steps * math.log(self.decay) if self.decay else -math.inf)
+            largest = largest * -torch.expm1(state.steps * math.log(self.decay) if self.decay else -math.inf)
         scale = (-1 / largest).to(largest.dtype)
-        return {k: (u * scale).sigmoid_() for k, u in memory.trace.items()}
+        return {k: (u * scale).sigmoid_() for k, u in state.trace.items()}

@@ -28,11 +28,11 @@ def warn_if_small(method, learner) -> None:
 
 def draw_replay(learner, batch, buffer: Bag, count: int | None, name: str = "replay") -> None:
     """``batch.replay``: stored samples of each seed, augmented as new ones are, with the rows that count."""
-    generators = [learner.generators["method"][s] for s in batch.seeds]
+    generators = learner.random(batch.positions)
     replay = buffers.draw(buffer, batch.x.shape[1] if count is None else count, generators)
     if replay is None:
         return
-    replay.x = learner.augmented(replay.x, batch.seeds)
+    replay.x = learner.augmented(replay.x, batch.positions)
     if "task" in replay and (rows := learner.rows_of(replay.task, batch.seen)) is not None:
         replay.rows = rows
     batch[name] = replay

@@ -12,7 +12,7 @@ from cl_lib.seeds import flatten, hollow, unflatten
 
 def save_checkpoint(learner, path) -> None:
     """Write the learner's state between two tasks to one file, whole or not at all."""
-    state = learner.state()
+    state = learner.state_dict()
     tensors, empty = {name: t.cpu().contiguous() for name, t in flatten(state)}, json.dumps(list(hollow(state)))
     identity = json.dumps([learner.config(), learner.seeds], sort_keys=True, default=str)
     with replacing(path) as temporary:
@@ -38,4 +38,4 @@ def load_checkpoint(learner, path) -> None:
             f"{path} is the checkpoint of another run: {', '.join(differing)} differ. Give the same "
             "settings, or another folder, or start anew."
         )
-    learner.load_state(unflatten(tensors, json.loads(header.get("empty", "[]"))))
+    learner.load_state_dict(unflatten(tensors, json.loads(header.get("empty", "[]"))))

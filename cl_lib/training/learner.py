@@ -7,26 +7,33 @@ on the seeds beside it: each draws from generators of its own, and seeds that ta
 left out of the steps that they do not take.
 """
 
-import contextlib
+import functools
 import warnings
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.func import vmap
 from torch.utils import _pytree as pytree
 
-from cl_lib.errors import InputError, PoorPairing
-from cl_lib.identity import plain
+from cl_lib.errors import Diverged, InputError, PoorPairing
+from cl_lib.identity import plain, provenance
 from cl_lib.nets.dropout import stackable
 from cl_lib.nets.net import Net
-from cl_lib.seeds import Bag, generator, placed, stack_padded, take
+from cl_lib.results.result import Result
+from cl_lib.seeds import Bag, generator, placed, stack_padded
+from cl_lib.training import callbacks as watching
 from cl_lib.training import evaluation
-from cl_lib.training.loop import Loop
+from cl_lib.training.batch import Samples
+from cl_lib.training.callbacks import Moment
+from cl_lib.training.loop import Loop, diverged
+from cl_lib.training.networks import Networks
 from cl_lib.training.options import DTYPES, Options
 from cl_lib.training.progress import Progress
-from cl_lib.training.records import Records
+from cl_lib.training.records import Records, bytes_of
 from cl_lib.training.request import check_seeds, check_stream, configuration, initial_network, pick_device, separate
+from cl_lib.training.rows import Rows
 from cl_lib.training.task import Task
 
 
@@ -37,17 +44,29 @@ class Learner:
     measured so far. Keyword arguments are the training :class:`~cl_lib.training.options.Options` and the method's own
     parameters. ``seeds_at_once`` says how many seeds are stacked (all on CUDA, one on a CPU, where stacking
     costs more than it saves); ``capture`` whether steps become CUDA graphs (on CUDA by default). Neither
-    changes the numbers beyond rounding. Raises :class:`~cl_lib.errors.InputError` for what cannot be meant.
+    changes the numbers beyond rounding. ``callbacks`` are told of every step, epoch and task
+    (:class:`~cl_lib.training.callbacks.Callback`). Raises :class:`~cl_lib.errors.InputError` for what cannot be meant.
     """
 
     def __init__(
-        self, method, stream, *, seeds=(0,), device="auto", seeds_at_once=None, capture=None, progress=None, **options
+        self,
+        method,
+        stream,
+        *,
+        seeds=(0,),
+        device="auto",
+        seeds_at_once=None,
+        capture=None,
+        progress=None,
+        callbacks=(),
+        **options,
     ):
         self.method, self.options = separate(method, options)
         check_stream(stream)
         self.seeds = check_seeds(seeds)
         self.device = pick_device(device)
         self.stream = stream.to(self.device)
+        self.callbacks = watching.check(callbacks)
         self.method.refuse_unless_served(stream.scenario)
         if stream.scenario in self.method.poor:
             warnings.warn(
@@ -59,11 +78,11 @@ class Learner:
             raise InputError("patience needs images to watch: make the stream with validation=0.1, say.")
         half = self.options.dtype == "bfloat16"
         self.dtype = torch.float32 if half else DTYPES[self.options.dtype]
-        self.autocast = (lambda: torch.autocast(self.device.type, torch.bfloat16)) if half else contextlib.nullcontext
         self.capture = self.device.type == "cuda" if capture is None else capture
         self.progress = Progress(self.method.key, stream, self.options.epochs, progress)
 
-        self.reset()
+        self.rows = Rows(self.stream, self.options.loss_over, self.device)
+        self.networks = Networks(self._models(), self.device, self.dtype, half)
         stacked = self._stackable(seeds_at_once)
         self.seeds_at_once = seeds_at_once or (len(self.seeds) if stacked and self.device.type == "cuda" else 1)
         self.generators = {
@@ -71,30 +90,33 @@ class Learner:
             for purpose in ("order", "augment", "method")
         }
         self.done = self.met = 0
-        self.active = list(range(len(self.seeds)))
         self.on_step = None
+        self.active = list(range(len(self.seeds)))
         self.method.check(self)
-        self.memory = self.method.start(self)
-        self.records = Records(self)
+        self.state = self.method.start(self)
+        size = len(self.seeds), self.stream.tasks, self.stream.outputs, self.options.epochs
+        self.records = Records(*size, self.device)
 
     # --- the networks ------------------------------------------------------------------------------------
 
-    def reset(self) -> None:
-        """Give every seed its initial network again: parameters and buffers ``[S, …]``."""
-        models = [self._initial(seed) for seed in self.seeds]
-        self.module = models[0]
-        trained = {k for k, p in self.module.named_parameters() if p.requires_grad}
-        states = [{**dict(m.named_parameters()), **dict(m.named_buffers())} for m in models]
-        stack = {k: torch.stack([s[k].detach() for s in states]).to(self.device) for k in states[0]}
-        stack = {k: t.to(self.dtype) if t.is_floating_point() else t for k, t in stack.items()}
-        self.params = {k: t for k, t in stack.items() if k in trained}
-        self.buffers = {k: t for k, t in stack.items() if k not in trained}
-        self.leaves = [
-            {k: p[i].detach().requires_grad_() for k, p in self.params.items()} for i in range(len(self.seeds))
-        ]
+    module = property(lambda self: self.networks.module, doc="The code of the network.")
+    params = property(lambda self: self.networks.params, doc="Parameters ``[S, …]`` by name.")
+    buffers = property(lambda self: self.networks.buffers, doc="Buffers ``[S, …]`` by name.")
 
-    def _initial(self, seed: int):
-        return initial_network(self.method, self.stream, self.options, seed).to(self.device)
+    def net(self, position: int = 0, training: bool = False) -> Net:
+        """One seed's network as it is now, by its position among ``seeds``."""
+        return self.networks.net(position, training)
+
+    def reset(self) -> None:
+        """Give every seed its initial network again."""
+        self.networks.place(self._models())
+
+    def rebuild(self, module, tensors: dict[str, Tensor]) -> None:
+        """Another network for every seed: its code, and all its parameters and buffers ``[S, …]`` by name."""
+        self.networks.put(module, tensors)
+
+    def _models(self) -> list:
+        return [initial_network(self.method, self.stream, self.options, seed).to(self.device) for seed in self.seeds]
 
     def _stackable(self, wanted: int | None) -> bool:
         reason = stackable(self.module)
@@ -113,33 +135,29 @@ class Learner:
     def _refused_by_vmap(self) -> str | None:
         """Why two seeds cannot go through the network at once, or None: a forward pass tells what no list foresees."""
         x = self.example()[0].expand(2, 2, *self.stream.shape)  # [seeds, batch, …]
-        owned = pytree.tree_map(torch.clone, take((self.params, self.buffers), (0, 1)))
         try:
-            with self.autocast():
-                vmap(lambda params, buffers, x: Net(self.module, params, buffers, training=True)(x))(*owned, x)
+            with self.networks.autocast():
+                forward = lambda params, buffers, x: Net(self.module, params, buffers, training=True)(x)
+                vmap(forward)(*self.networks.copy_of((0, 1)), x)
         except RuntimeError as error:
             reason = str(error).strip().partition("\n")[0].partition(". ")[0]
             return f"torch.func.vmap cannot carry the network ({reason})"
         return None
-
-    def net(self, position: int = 0, training: bool = False) -> Net:
-        """One seed's network as it is now, by its position among ``seeds``."""
-        one = lambda tensors: {k: t[position] for k, t in tensors.items()}
-        return Net(self.module, one(self.params), one(self.buffers), training)
 
     # --- one task ----------------------------------------------------------------------------------------
 
     def learn(self, task: int | None = None, on_step=None) -> None:
         """Train the next task, end it as the method does, and test on all tasks.
 
-        ``on_step(learner, batch)`` is called after every step, for a reader who wants to look inside.
+        ``on_step(learner, batch)`` is called after every step, for a reader who wants to look inside a batch.
         """
         task = self.done if task is None else task
         if task != self.done or task >= self.stream.tasks:
             left = f"learn({self.done}) is next" if self.done < self.stream.tasks else "all tasks are learned"
             raise InputError(f"learn({task}): tasks come in order and once each; {left}.")
         if self.done == 0:
-            self.records.baseline()
+            with self.records.clock("evaluate", 0):
+                self.records.baseline(*self.hits(range(self.stream.tasks)))
         self.on_step, self.met = on_step, task + 1
         with self.records.clock("task_end", task):
             self._once_a_seed("before_task", task)
@@ -148,19 +166,24 @@ class Learner:
         with self.records.clock("task_end", task):
             self._once_a_seed("after_task", task)
         self.done += 1
-        self.records.after(task)
+        with self.records.clock("evaluate", task):
+            later = self.stream.scenario != "class"
+            hits = self.hits(range(self.stream.tasks if later else task + 1))
+        self.records.after(task, self.active, *hits)
+        losses = self.records.losses[self.active, task]
+        self.tell("on_task", task, losses.shape[-1] - 1, 0, tuple(self.active), losses[:, -1])
 
     def _once_a_seed(self, hook: str, task: int) -> None:
         if not self.method.has(hook):
             return
         call, new = getattr(self.method, hook), {}
         for position in self.active:
-            memory = pytree.tree_map(lambda t, i=position: t[i], self.memory)
-            new[position] = call(self.net(position), Task(self, task, position), memory)
-        # a seed that was dropped keeps its place in the stack, with somebody else's memory
+            state = pytree.tree_map(lambda t, i=position: t[i], self.state)
+            new[position] = call(self.net(position), Task(self, task, position), state)
+        # a seed that was dropped keeps its place in the stack, with somebody else's state
         some = next(iter(new.values()))
         each = [new.get(position, some) for position in range(len(self.seeds))]
-        self.memory = pytree.tree_map(lambda *ts: stack_padded([t.detach() for t in ts]), *each)
+        self.state = pytree.tree_map(lambda *ts: stack_padded([t.detach() for t in ts]), *each)
 
     def train(
         self,
@@ -171,6 +194,8 @@ class Learner:
         options: Options | None = None,
         positions: list[int] | None = None,
         stop: Callable[[int, int], bool] | None = None,
+        recorded: bool = True,
+        shared: Bag | None = None,
     ) -> None:
         """One loop of epochs over the training data of ``tasks``, for all seeds, or those at ``positions``.
 
@@ -178,47 +203,50 @@ class Learner:
         if it has them, ``task`` ``[S, m]`` says to which of ``tasks`` they belong (else the last) and ``count``
         ``[S]`` how many of the m rows a seed uses. With ``alone`` nothing else is trained on; ``tasks`` then only
         says which output rows count. ``options`` replaces the run's, its ``dtype`` and ``network`` apart.
-        ``stop(position, epoch)`` is asked after every epoch whether that seed has had enough.
+        ``stop(position, epoch)`` is asked after every epoch whether that seed has had enough. ``recorded`` says
+        whether the losses are those of the task; ``shared`` are more entries of every batch.
         """
+        options = options or self.options
+        epochs = options.epochs if epochs is None else epochs
         # a copy: a seed that diverges leaves the learner's list, not this one
         active = list(self.active if positions is None else positions)
         for start in range(0, len(active), self.seeds_at_once):
-            group = active[start : start + self.seeds_at_once]
+            group = tuple(active[start : start + self.seeds_at_once])
+            order = self.generators["order"]
+            samples = Samples(
+                self.stream, self.seeds, self.networks, self.rows, group, list(tasks), order, self.augmented,
+                options.batch_size, epochs, joined, alone, shared,
+            )  # fmt: skip
+            accuracy = functools.partial(self._validated, tasks)
             with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
                 # what a network draws from torch's global generator is the seed's own too
                 torch.manual_seed(generator(self.seeds[group[0]], f"global {self.met}").initial_seed())
-                Loop(self, group, tasks, epochs, joined, alone, options, stop).run()
+                Loop(
+                    self, self.method, self.networks, self.state, samples, group, options, epochs,
+                    _Told(self, tasks[-1], options, recorded), accuracy, stop, self.capture,
+                ).run()  # fmt: skip
 
     # --- what counts -------------------------------------------------------------------------------------
 
     def masks(self, task: int) -> Bag:
-        """Masks ``[C]`` over output rows while ``task`` is trained; ``rows`` are those of its loss, None for all."""
-        mask = lambda rows: torch.zeros(self.stream.outputs, dtype=torch.bool, device=self.device).index_fill_(
-            0, torch.as_tensor(sorted(set(rows)), device=self.device, dtype=torch.long), True
-        )
-        met = lambda upto: [r for t in range(upto) for r in self.stream.rows[t]]
-        out = Bag(old=mask(met(task)), seen=mask(met(task + 1)), present=mask(self.stream.rows[task]))
-        chosen = {"seen": out.seen, "present": out.present, "all": None}[self.options.loss_over]
-        out.rows = {"task": out.present, "domain": None, "class": chosen}[self.stream.scenario]
-        before = self.stream.rows[:task]
-        out.heads = before if self.stream.scenario == "task" else [range(max((r.stop for r in before), default=0))]
-        return out
+        """Masks ``[C]`` over output rows while ``task`` is trained, see :meth:`cl_lib.training.rows.Rows.masks`."""
+        return self.rows.masks(task)
 
     def rows_of(self, tasks: Tensor, seen: Tensor) -> Tensor | None:
-        """The rows that count for stored samples of ``tasks`` ``[…]``, a mask ``[…, C]``: their own
-        (task-incremental), all seen (class-incremental); or None for all."""
-        if self.stream.scenario == "task":
-            return self.owners[tasks]
-        if self.stream.scenario == "domain" or self.options.loss_over == "all":
-            return None
-        return seen.expand(*tasks.shape, -1)
+        """The rows that count for stored samples, see :meth:`cl_lib.training.rows.Rows.of`."""
+        return self.rows.of(tasks, seen)
 
-    def stream_of(self, purpose: str, owner: str) -> list[torch.Generator]:
-        """Random streams for one owner's own use, as they are where it is alone; kept with the learner's state."""
-        name = f"{purpose}:{owner}"
+    def random(self, positions=None, purpose: str = "method", owner: str = "") -> list[torch.Generator]:
+        """A method's random numbers, one generator for each of the seeds at ``positions`` (None: all).
+
+        Another ``purpose`` gives others. One of several methods names itself as their ``owner``; it then draws what
+        it would draw alone. They are kept with the learner's state.
+        """
+        name = f"{purpose}:{owner}" if owner else purpose
         if name not in self.generators:
             self.generators[name] = [generator(s, purpose, self.device) for s in self.seeds]
-        return self.generators[name]
+        every = self.generators[name]
+        return every if positions is None else [every[i] for i in positions]
 
     def example(self) -> tuple[Tensor, Tensor]:
         """One training sample as the network meets it, and its output row: the shapes and types of a buffer."""
@@ -234,13 +262,6 @@ class Learner:
         draws = [augment.draw(x.shape[1], self.generators["augment"][i]) for i in positions]
         return augment.apply(x, torch.stack(draws))
 
-    @property
-    def owners(self) -> Tensor:
-        """Which output rows belong to which task, ``[T, C]``."""
-        if not hasattr(self, "_owners"):
-            self._owners = torch.stack([self.masks(t).present for t in range(self.stream.tasks)])
-        return self._owners
-
     # --- testing -----------------------------------------------------------------------------------------
 
     def accuracy(self, task: int, part: str = "test") -> Tensor:
@@ -252,41 +273,123 @@ class Learner:
 
     def hits(self, tasks, part: str = "test", positions=None) -> tuple[Tensor, Tensor]:
         """Right answers and samples, see :func:`cl_lib.training.evaluation.hits`."""
-        return evaluation.hits(self, tasks, part, positions)
+        allowed = self.rows.allowed(self.met)
+        return evaluation.hits(
+            self.networks, self.method, self.state, self.stream, self.seeds, allowed, tasks, part, positions,
+            self.seeds_at_once,
+        )  # fmt: skip
+
+    def _validated(self, tasks, positions) -> list[float]:
+        hits, total = self.hits(tasks, "valid", positions)
+        return (hits.sum((1, 2)) / total.sum((1, 2))).tolist()
+
+    # --- what is measured --------------------------------------------------------------------------------
+
+    def curve(self, name: str, task: int, positions, values) -> None:
+        """Keep a measurement of the method's own, made in a task, under ``result.curves[name]`` ``[S, T, …]``.
+
+        ``positions`` is one seed's place and ``values`` ``[…]``, or a list of places and ``[G, …]``.
+        """
+        self.records.curve(name, task, positions, values)
+
+    def report(self, task: int, what: str, step: int, steps: int, loss) -> None:
+        """Show how far other work than training has come."""
+        self.progress.reconstruct(task, step, steps, loss)
+
+    def tell(self, hook: str, task: int, epoch: int, step: int, positions: tuple[int, ...], loss) -> None:
+        """Tell the callbacks where training stands."""
+        if self.callbacks:
+            moment = Moment(self, task, epoch, step, positions, loss, self.records.R.copy())
+            watching.tell(self.callbacks, hook, moment)
 
     # --- what is kept ------------------------------------------------------------------------------------
 
-    def result(self):
-        """What was measured so far, as a :class:`~cl_lib.results.result.Result`."""
-        return self.records.result()
+    def result(self) -> Result:
+        """What was measured so far."""
+        records = self.records
+        stored = {name: bytes_of(part) for name, part in self.state.items()} | self.method.stored(self)
+        return Result(
+            config=self.config(),
+            seeds=self.seeds,
+            R=records.R.copy(),
+            baseline=records.untrained.copy(),
+            per_class=records.per_class.copy(),
+            classes=[self.stream.classes(s) for s in self.seeds],
+            losses=records.losses.copy(),
+            seconds={k: float(v.sum()) for k, v in records.seconds.items()},
+            seconds_by_task={k: v.copy() for k, v in records.seconds.items()},
+            peak_memory=records.peak,
+            stored_bytes={"total": sum(stored.values()), **stored},
+            parameters=sum(t[0].numel() for t in self.params.values()),
+            curves={k: v.copy() for k, v in records.curves.items()},
+            provenance=provenance(self.device),
+            network=self.module,
+            weights={k: t.detach().cpu().clone() for k, t in {**self.params, **self.buffers}.items()},
+        )
 
     def config(self) -> dict:
         """Plain values that identify this run, seeds apart: equal configurations give equal numbers."""
         return configuration(self.method, self.stream, self.options)
 
-    def state(self) -> Bag:
+    def state_dict(self) -> Bag:
         """Everything the next task depends on, as a Bag of tensors: the learner between two tasks."""
         random = {k: torch.stack([g.get_state() for g in gs]) for k, gs in self.generators.items()}
         active = torch.zeros(len(self.seeds), dtype=torch.bool)
         active[self.active] = True
-        tensors = Bag(params=Bag(self.params), buffers=Bag(self.buffers), memory=self.memory, random=Bag(random))
+        tensors = Bag(params=Bag(self.params), buffers=Bag(self.buffers), state=self.state, random=Bag(random))
         return Bag(
             pytree.tree_map(torch.clone, tensors),
-            records=self.records.state(),
+            records=self.records.state_dict(),
             active=active,
             done=torch.tensor(self.done),
         )
 
     @torch.no_grad()
-    def load_state(self, state: Bag) -> None:
-        """Go back to what :meth:`state` returned."""
-        for own, kept in ((self.params, state.params), (self.buffers, state.get("buffers", Bag()))):
+    def load_state_dict(self, kept: Bag) -> None:
+        """Go back to what :meth:`state_dict` returned."""
+        for own, tensors in ((self.params, kept.params), (self.buffers, kept.get("buffers", Bag()))):
             for name, tensor in own.items():
-                tensor.copy_(kept[name])
-        self.memory = placed(state.get("memory", Bag()), self.device)
-        for purpose, generators in self.generators.items():
-            for g, kept in zip(generators, state.random[purpose], strict=True):
-                g.set_state(kept.cpu().clone())
-        self.records.load(state.records)
-        self.active = state.active.nonzero().flatten().tolist()
-        self.done = self.met = int(state.done)
+                tensor.copy_(tensors[name])
+        self.state = placed(kept.get("state", Bag()), self.device)
+        for name, states in kept.random.items():
+            purpose, _, owner = name.partition(":")
+            for g, state in zip(self.random(None, purpose, owner), states, strict=True):
+                g.set_state(state.cpu().clone())
+        self.records.load_state_dict(kept.records)
+        self.active = kept.active.nonzero().flatten().tolist()
+        self.done = self.met = int(kept.done)
+
+
+class _Told:
+    """What a training loop tells the learner: kept, shown, and passed on to callbacks."""
+
+    def __init__(self, learner: Learner, task: int, options: Options, recorded: bool):
+        self.learner, self.task, self.options, self.recorded, self.steps = learner, task, options, recorded, 0
+
+    def step(self, batch, loss: Tensor) -> None:
+        learner = self.learner
+        self.steps += 1
+        if learner.on_step is not None:
+            learner.on_step(learner, batch)
+        learner.tell("on_step", self.task, batch.epoch, self.steps, batch.positions, loss)
+
+    def epoch(self, epoch: int, means: dict[int, float], running: tuple[int, ...]) -> tuple[int, ...]:
+        """Mean losses of the seeds that ran an epoch; returns those that have not diverged."""
+        learner = self.learner
+        if self.recorded:
+            for position, mean in means.items():
+                learner.records.loss(position, self.task, epoch, mean)
+        running = tuple(i for i in running if i in learner.active)
+        learner.progress.epoch(self.task, epoch, learner.records, running)
+        learner.tell("on_epoch", self.task, epoch, self.steps, tuple(means), np.array(list(means.values())))
+        return running
+
+    def lost(self, position: int, epoch: int, step: int, what: str) -> None:
+        learner = self.learner
+        error = diverged(learner.method, self.options, learner.seeds[position], self.task, epoch, step, what)
+        if self.options.on_divergence == "raise":
+            raise error
+        learner.active.remove(position)
+        if not learner.active:
+            raise Diverged(f"Every seed diverged. The last was {error}")
+        learner.progress.say(str(error))

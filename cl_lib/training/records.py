@@ -1,4 +1,4 @@
-"""What a learner measures while it trains, until it becomes a Result."""
+"""What is measured while a learner trains, until it becomes a Result."""
 
 import contextlib
 import resource
@@ -6,25 +6,24 @@ import time
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from cl_lib.identity import provenance
-from cl_lib.results.result import Result
 from cl_lib.seeds import Bag
 
 CLOCKS = ("train", "task_end", "evaluate")
+ARRAYS = ("R", "untrained", "per_class", "losses")
 
 
 class Records:
-    """Accuracies, losses and costs of one learner, arrays over seeds ``[S, …]``; NaN is: not measured."""
+    """Accuracies, losses and costs, arrays over S seeds, T tasks, C output rows and E epochs; NaN is: not measured."""
 
-    def __init__(self, learner):
-        self.learner = learner
-        S, T, C = len(learner.seeds), learner.stream.tasks, learner.stream.outputs
+    def __init__(self, S: int, T: int, C: int, E: int, device: torch.device):
+        self.device = device
         self.R = np.full((S, T, T), np.nan)
         self.untrained = np.full((S, T), np.nan)
         self.per_class = np.full((S, T, C), np.nan)
-        self.losses = np.full((S, T, learner.options.epochs), np.nan)
+        self.losses = np.full((S, T, E), np.nan)
         self.seconds = {name: np.zeros(T) for name in CLOCKS}
         self.curves: dict[str, np.ndarray] = {}
         self.peak = 0
@@ -38,8 +37,8 @@ class Records:
             self.seconds[name][task] += self._now() - start
 
     def _now(self) -> float:
-        if self.learner.device.type == "cuda":
-            torch.cuda.synchronize(self.learner.device)
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
         return time.perf_counter()
 
     def loss(self, position: int, task: int, epoch: int, mean: float) -> None:
@@ -48,83 +47,72 @@ class Records:
             self.losses = np.concatenate([self.losses, more], -1)
         self.losses[position, task, epoch] = mean
 
-    def baseline(self) -> None:
-        """The row of the untrained network."""
-        with self.clock("evaluate", 0):
-            hits, total = self.learner.hits(range(self.learner.stream.tasks))
+    def curve(self, name: str, task: int, positions, values) -> None:
+        """Measurements of a method's own after a task: values ``[…]`` for each of some seeds, ``[S, T, …]`` in all."""
+        values = np.asarray(values, dtype=float)
+        size = *self.R.shape[:2], *values.shape[np.ndim(positions) :]
+        self.curves.setdefault(name, np.full(size, np.nan))[positions, task] = values
+
+    def baseline(self, hits: Tensor, total: Tensor) -> None:
+        """The untrained network's right answers and samples ``[S, T, C]``."""
         self.untrained[:] = (hits.sum(-1) / total.sum(-1)).numpy()
 
-    def after(self, task: int) -> None:
-        """Row ``task`` of R. A class that was not met cannot be answered: its tasks are 0 in class-incremental."""
-        learner = self.learner
-        later = learner.stream.scenario != "class"
-        measured = range(learner.stream.tasks if later else task + 1)
-        with self.clock("evaluate", task):
-            hits, total = learner.hits(measured)
+    def after(self, task: int, active: list[int], hits: Tensor, total: Tensor) -> None:
+        """Row ``task`` of R from right answers and samples ``[S, n, C]`` on the first n tasks; the others' are 0.
+
+        A class that was not met cannot be answered: later tasks are 0 in class-incremental learning.
+        """
         rows = (hits.sum(-1) / total.sum(-1)).numpy()
         self.R[:, task, :] = 0.0
-        self.R[:, task, list(measured)] = rows
+        self.R[:, task, : rows.shape[1]] = rows
         hits, total = hits[:, : task + 1].sum(1), total[:, : task + 1].sum(1)
         self.per_class[:, task] = (hits / total).numpy()
-        for position in set(range(len(learner.seeds))) - set(learner.active):
+        for position in set(range(len(self.R))) - set(active):
             self.R[position, task] = np.nan
             self.per_class[position, task] = np.nan
         self.peak = max(self.peak, self._peak())
 
     def _peak(self) -> int:
         """Bytes: of the device's allocator on CUDA, else of the whole process."""
-        if self.learner.device.type == "cuda":
-            return torch.cuda.max_memory_allocated(self.learner.device)
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device)
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
-    def mean_accuracy(self) -> float | None:
-        """Mean over seeds and learned tasks after the last finished task."""
-        done = self.learner.done
+    def mean_accuracy(self, done: int) -> float | None:
+        """Mean over seeds and learned tasks after the last of ``done`` finished tasks."""
         return None if done == 0 else float(np.nanmean(self.R[:, done - 1, :done]))
 
     def last_loss(self, running) -> float:
         known = self.losses[list(running)][~np.isnan(self.losses[list(running)])]
         return float(known[-1]) if len(known) else float("nan")
 
-    def stored(self) -> dict[str, int]:
-        """Bytes that the method keeps for one seed, by the names in its memory."""
-        size = lambda tree: sum(t[0].numel() * t.element_size() for t in pytree.tree_leaves(tree))
-        parts = {name: size(part) for name, part in self.learner.memory.items()}
-        parts |= self.learner.method.stored(self.learner)
-        return {"total": sum(parts.values()), **parts}
+    def widen(self, T: int, C: int) -> None:
+        """Room for more tasks and output rows."""
+        for name, axes in {"R": (1, 2), "untrained": (1,), "per_class": (1,), "losses": (1,)}.items():
+            setattr(self, name, _longer(getattr(self, name), dict.fromkeys(axes, T)))
+        self.per_class = _longer(self.per_class, {2: C})
+        self.seconds = {k: np.concatenate([v, np.zeros(T - len(v))]) for k, v in self.seconds.items()}
+        self.curves = {k: _longer(v, {1: T}) for k, v in self.curves.items()}
 
-    def state(self) -> Bag:
-        """Everything measured, as tensors for a checkpoint."""
-        arrays = {"R": self.R, "untrained": self.untrained, "per_class": self.per_class, "losses": self.losses}
-        return Bag(
-            {k: torch.from_numpy(v.copy()) for k, v in arrays.items()},
-            seconds=Bag({k: torch.from_numpy(v.copy()) for k, v in self.seconds.items()}),
-            curves=Bag({k: torch.from_numpy(v.copy()) for k, v in self.curves.items()}),
-        )
+    def state_dict(self) -> Bag:
+        """Everything measured, as tensors."""
+        tensors = lambda arrays: Bag({k: torch.from_numpy(v.copy()) for k, v in arrays.items()})
+        arrays = tensors({name: getattr(self, name) for name in ARRAYS})
+        return Bag(arrays, seconds=tensors(self.seconds), curves=tensors(self.curves))
 
-    def load(self, state: Bag) -> None:
-        for name in ("R", "untrained", "per_class", "losses"):
+    def load_state_dict(self, state: Bag) -> None:
+        for name in ARRAYS:
             setattr(self, name, state[name].numpy())
         self.seconds = {k: v.numpy() for k, v in state.seconds.items()}
         self.curves = {k: v.numpy() for k, v in state.get("curves", Bag()).items()}
 
-    def result(self) -> Result:
-        learner = self.learner
-        return Result(
-            config=learner.config(),
-            seeds=learner.seeds,
-            R=self.R.copy(),
-            baseline=self.untrained.copy(),
-            per_class=self.per_class.copy(),
-            classes=[learner.stream.classes(s) for s in learner.seeds],
-            losses=self.losses.copy(),
-            seconds={k: float(v.sum()) for k, v in self.seconds.items()},
-            seconds_by_task={k: v.copy() for k, v in self.seconds.items()},
-            peak_memory=self.peak,
-            stored_bytes=self.stored(),
-            parameters=sum(t[0].numel() for t in learner.params.values()),
-            curves={k: v.copy() for k, v in self.curves.items()},
-            provenance=provenance(learner.device),
-            network=learner.module,
-            weights={k: t.detach().cpu().clone() for k, t in {**learner.params, **learner.buffers}.items()},
-        )
+
+def _longer(array: np.ndarray, sizes: dict[int, int]) -> np.ndarray:
+    """The array with NaN at the end of some axes."""
+    room = [(0, sizes.get(axis, n) - n) for axis, n in enumerate(array.shape)]
+    return np.pad(array, room, constant_values=np.nan)
+
+
+def bytes_of(tree) -> int:
+    """How much one seed's part of a tree of ``[S, …]`` tensors takes."""
+    return sum(t[0].numel() * t.element_size() for t in pytree.tree_leaves(tree))

@@ -10,6 +10,7 @@ from cl_lib.identity import identify, plain
 from cl_lib.methods._base import Method
 from cl_lib.methods._registry import check_parameters, make, parameter_names
 from cl_lib.nets import networks
+from cl_lib.seeds import generator
 from cl_lib.training.options import Options
 
 
@@ -39,7 +40,10 @@ def configuration(method: Method, stream, options: Options) -> dict:
 
 def initial_network(method: Method, stream, options: Options, seed: int):
     """One seed's network before any training, with what the method changes about it."""
-    return method.build(networks.build(options.network, stream.shape, stream.outputs, options.hidden, seed), stream)
+    network = networks.build(options.network, stream.shape, stream.outputs, options.hidden, seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(generator(seed, "build").initial_seed())
+        return method.build(network, stream)
 
 
 def check_stream(stream) -> None:

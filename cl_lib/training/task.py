@@ -8,17 +8,18 @@ class Task:
     """What a hook that runs once a task sees of it, for one seed.
 
     ``index`` is its number, ``rows`` the output rows that the loss on its data sees (a mask ``[C]`` or None),
-    ``old``, ``seen`` and ``present`` the masks of the rows met before it, up to it, and in it; ``generator``
-    is the method's random stream for this seed.
+    ``learner`` what a method may use of the learner, ``position`` the seed's place among its seeds, ``generator``
+    the method's random numbers for this seed.
     """
 
     def __init__(self, learner, index: int, position: int):
         self.learner, self.index, self.position = learner, index, position
-        self.seed = learner.seeds[position]
-        self.generator = learner.generators["method"][position]
-        self.rows, self.old, self.seen, self.present = (
-            learner.masks(index)[k] for k in ("rows", "old", "seen", "present")
-        )
+        self.seed, self.rows = learner.seeds[position], learner.masks(index).rows
+        (self.generator,) = learner.random((position,))
+
+    def seen_by(self, learner) -> "Task":
+        """The same task for one of several methods, which sees the learner in its own way."""
+        return Task(learner, self.index, self.position)
 
     def data(self, count: int | None = None, part: str = "train") -> tuple[Tensor, Tensor]:
         """Inputs ``[n, …]`` and output rows ``[n]``: all of them, or a random ``count`` without replacement."""

@@ -147,7 +147,7 @@ def test_ewc_memory_does_not_grow_with_the_tasks():
 def test_ewc_fisher_sees_only_the_rows_of_its_loss():
     learner = Learner("ewc", stream("task"), **QUICK)
     learner.learn()
-    stiffness = learner.memory.stiffness
+    stiffness = learner.state.stiffness
     head = next(k for k in stiffness if stiffness[k].shape[1:] == (10, 16))
     assert (stiffness[head][0, :2] > 0).any() and (stiffness[head][0, 2:] == 0).all()
 
@@ -161,7 +161,7 @@ def test_lwf_teacher_is_the_network_before_the_task_and_never_moves():
     before = {k: v.clone() for k, v in learner.params.items()}
     learner.learn(
         on_step=lambda learner, batch: [
-            torch.testing.assert_close(learner.memory.params[k], before[k], rtol=0, atol=0) for k in before
+            torch.testing.assert_close(learner.state.params[k], before[k], rtol=0, atol=0) for k in before
         ]
     )
     assert any(not torch.equal(learner.params[k], before[k]) for k in before)
@@ -198,7 +198,7 @@ def test_er_buffer_holds_genuine_samples_of_the_past_with_their_own_labels():
     learner = Learner("er", source, memory=30, **QUICK)
     for _ in range(3):
         learner.learn()
-    buffer = learner.memory.buffer
+    buffer = learner.state.buffer
     assert buffer.seen.tolist() == [72]
     for i in range(30):
         task = int(buffer.task[0, i])
@@ -211,8 +211,8 @@ def test_er_with_room_for_all_and_one_epoch_keeps_all():
     learner = Learner("er", stream(), memory=500, **QUICK | {"epochs": 3})
     for _ in range(5):
         learner.learn()
-    assert learner.memory.buffer.seen.tolist() == [120], "offered in the first epoch of a task only"
-    y = learner.memory.buffer.y[0, :120]
+    assert learner.state.buffer.seen.tolist() == [120], "offered in the first epoch of a task only"
+    y = learner.state.buffer.y[0, :120]
     assert torch.bincount(y).tolist() == [12] * 10
 
 
@@ -228,7 +228,7 @@ def test_er_loss_is_the_sum_of_two_means():
         replay=Bag({k: v[0] for k, v in batch.replay.items()}),
     )
     expected = 0.5 * F.cross_entropy(net(one.replay.x)[:, :4], one.replay.y)
-    torch.testing.assert_close(learner.method.penalty(net, one, learner.memory), expected)
+    torch.testing.assert_close(learner.method.penalty(net, one, learner.state), expected)
 
 
 def test_er_does_not_replay_the_batch_to_itself():
@@ -246,7 +246,7 @@ def test_balanced_buffer_has_equal_shares():
     learner = Learner("er", stream(), memory=25, buffer="balanced", **QUICK)
     for t in range(3):
         learner.learn()
-        held = learner.memory.buffer.y[0, : int(learner.memory.buffer.seen[0])]
+        held = learner.state.buffer.y[0, : int(learner.state.buffer.seen[0])]
         assert torch.bincount(held).tolist() == [min(12, 25 // (2 * t + 2))] * (2 * t + 2)
     with pytest.raises(cl_lib.InputError, match="buffer='ring'"):
         Learner("er", stream(), buffer="ring", **QUICK)
@@ -284,7 +284,7 @@ def test_agem_steps_do_not_raise_the_reference_loss():
         learner = Learner(method, stream("domain"), lr=1e-4, **how, **parameters)
         for name, tensor in learner.params.items():
             tensor.copy_(first.params[name])
-        learner.memory, learner.done = first.memory if method == "agem" else learner.memory, 1
+        learner.state, learner.done = first.memory if method == "agem" else learner.state, 1
         loss = lambda: float(F.cross_entropy(learner.net()(x), y).detach())
         losses = [loss()]
         learner.learn(on_step=lambda *_: losses.append(loss()))
@@ -298,7 +298,7 @@ def test_agem_memory_is_shared_equally_by_the_tasks():
     learner = Learner("agem", stream(), memory=52, **QUICK)
     for t in range(5):
         learner.learn()
-        buffer = learner.memory.buffer
+        buffer = learner.state.buffer
         held = buffer.task[0, : int(buffer.seen[0])]
         assert torch.bincount(held).tolist() == [10] * (t + 1)
 

@@ -146,7 +146,7 @@ def test_gem_old_gradients_are_those_of_each_memory(scenario):
     seen = []
     for _ in range(3):
         learner.learn(on_step=lambda learner, batch: seen.append(batch))
-    batch, net, memory = seen[-1], learner.net(), learner.memory
+    batch, net, memory = seen[-1], learner.net(), learner.state
     held = memory.held[0, :2].tolist()
     assert held == [20, 20]
     first_two = Bag(x=memory.x[0, :2], y=memory.y[0, :2], held=torch.tensor([20, 13]))
@@ -167,7 +167,7 @@ def test_gem_memory_is_the_last_samples_of_each_task():
         offered = []
         learner.learn(on_step=lambda learner, batch, offered=offered: offered.append((batch.raw[0], batch.y[0])))
         x, y = (torch.cat(parts)[-15:] for parts in zip(*offered, strict=True))
-        memory = learner.memory
+        memory = learner.state
         assert memory.x.shape[:3] == (1, task + 1, 15) and memory.held[0].tolist() == [15] * (task + 1)
         rank = lambda images: sorted(map(tuple, images.flatten(1).tolist()))
         assert rank(memory.x[0, task]) == rank(x)
@@ -177,8 +177,8 @@ def test_gem_memory_is_the_last_samples_of_each_task():
 def test_gem_ring_holds_no_sample_twice():
     learner = Learner("gem", rotated(), memory=3000, **QUICK | {"epochs": 3})
     learner.learn()
-    n = int(learner.memory.held[0, 0])
-    assert n == len(learner.stream.indices(0, 0)) == len(learner.memory.x[0, 0, :n].flatten(1).unique(dim=0))
+    n = int(learner.state.held[0, 0])
+    assert n == len(learner.stream.indices(0, 0)) == len(learner.state.x[0, 0, :n].flatten(1).unique(dim=0))
 
 
 def test_gem_steps_raise_no_memory_loss():
@@ -191,7 +191,7 @@ def test_gem_steps_raise_no_memory_loss():
         learner = Learner(method, source, **how | {"lr": lr}, **parameters)
         for name, tensor in learner.params.items():
             tensor.copy_(first.params[name])
-        learner.memory, learner.done = first.memory if method == "gem" else learner.memory, 2
+        learner.state, learner.done = first.memory if method == "gem" else learner.state, 2
         loss = lambda: [
             float(F.cross_entropy(learner.net()(first.memory.x[0, k]), first.memory.y[0, k]).detach()) for k in range(2)
         ]
@@ -378,7 +378,7 @@ def test_gpm_heads_of_their_own_are_not_projected():
     for scenario, free in (("task", True), ("domain", False)):
         learner = Learner("gpm", cl_lib.split("digits", tasks=5, scenario=scenario, per_class=4), **QUICK)
         learner.learn()
-        assert (learner.memory.bases["head.weight"].shape[-1] == 0) == free
+        assert (learner.state.bases["head.weight"].shape[-1] == 0) == free
 
 
 def test_gpm_occupation_grows_and_is_kept():
@@ -397,7 +397,7 @@ def test_gpm_thresholds_by_task_and_layer():
 def test_gpm_seeds_with_bases_of_unequal_width_stand_side_by_side():
     learner = Learner("gpm", rotated(per_class=12), seeds=(0, 1, 2), seeds_at_once=3, **QUICK)
     learner.learn(), learner.learn()
-    bases = learner.memory.bases["body.1.weight"]
+    bases = learner.state.bases["body.1.weight"]
     widths = bases.any(1).sum(1)
     assert widths.max() == bases.shape[-1] and len(widths.unique()) > 1
     for M, width in zip(bases, widths, strict=True):

@@ -139,7 +139,7 @@ def test_memory_is_constant_and_the_first_task_free(key):
             plain = Learner("finetune", stream(), **QUICK)
             plain.learn()
             assert all(torch.equal(plain.params[k], p) for k, p in learner.params.items())
-        sizes.append(sum(t.numel() for t in torch.utils._pytree.tree_leaves(learner.memory)))
+        sizes.append(sum(t.numel() for t in torch.utils._pytree.tree_leaves(learner.state)))
     assert len(set(sizes)) == 1
 
 
@@ -285,7 +285,7 @@ def test_si_path_is_of_the_tasks_gradient_alone_and_of_the_actual_step(options):
         g = task_gradient(learner, before, batch)
         for k in ω:
             ω[k] -= g[k] * (after[k][0] - before[k][0])
-    assert_close({k: p[0] for k, p in learner.memory.path.items()}, ω, rtol=1e-7, atol=1e-12)
+    assert_close({k: p[0] for k, p in learner.state.path.items()}, ω, rtol=1e-7, atol=1e-12)
     plain = follow("finetune", tasks=3, **options)[0]
     assert any((plain.params[k] - p).abs().max() > 1e-4 for k, p in learner.params.items()), "the penalty did nothing"
 
@@ -294,7 +294,7 @@ def test_si_full_batch_gradient_descent():
     """Σ_i ω_i = η Σ_k ‖g_k‖², the fall of the loss as η → 0."""
     for lr, tight in ((0.05, 0.2), (0.002, 0.01)):
         learner, (steps,) = follow(lr=lr, batch_size=1000, epochs=10)
-        total = sum(p.sum() for p in learner.memory.path.values())
+        total = sum(p.sum() for p in learner.state.path.values())
         squares = sum(
             g.square().sum() for before, _, batch in steps for g in task_gradient(learner, before, batch).values()
         )
@@ -321,16 +321,16 @@ def test_si_on_a_quadratic_loss():
 
 def test_si_importance():
     learner, steps = follow(tasks=1, damping=0.2)
-    Ω1 = {k: t.clone() for k, t in learner.memory.importance.items()}
+    Ω1 = {k: t.clone() for k, t in learner.state.importance.items()}
     start, end = steps[0][0][0], steps[0][-1][1]
-    for k, ω in learner.memory.path.items():
+    for k, ω in learner.state.path.items():
         torch.testing.assert_close(Ω1[k], (ω / ((end[k] - start[k]) ** 2 + 0.2)).clamp_min(0))
-        assert torch.equal(learner.memory.anchor[k], learner.params[k])
+        assert torch.equal(learner.state.anchor[k], learner.params[k])
     for _ in range(2):
         learner.learn()
-        assert all((learner.memory.importance[k] >= t).all() for k, t in Ω1.items())
+        assert all((learner.state.importance[k] >= t).all() for k, t in Ω1.items())
     net = learner.net(0)
-    memory = torch.utils._pytree.tree_map(lambda t: t[0], learner.memory)
+    memory = torch.utils._pytree.tree_map(lambda t: t[0], learner.state)
     at_anchor = learner.method.penalty(net, None, memory)
     assert at_anchor == 0 and all((g == 0).all() for g in gradient(learner.method, net, memory).values())
     here = moved(net)
@@ -343,7 +343,7 @@ def test_si_importance():
 def test_si_unused_parameters_have_no_path():
     """In task-incremental learning the heads of other tasks take no part."""
     learner, _ = follow(source=stream("task"))
-    bias = next(p for k, p in reversed(learner.memory.path.items()) if k.endswith("bias"))
+    bias = next(p for k, p in reversed(learner.state.path.items()) if k.endswith("bias"))
     assert (bias[0, 2:] == 0).all() and (bias[0, :2] != 0).all()
 
 

@@ -107,7 +107,7 @@ def test_herded_buffer_keeps_prefixes_of_the_herding_at_the_end_of_each_classes_
         for c in y[0].unique().tolist():
             own = (y[0] == c).nonzero().flatten()
             full[c] = x[0][own[buffers.herd(phi[own], 12)]]
-        buffer, quota = learner.memory.buffer, min(12, 25 // (2 * t + 2))
+        buffer, quota = learner.state.buffer, min(12, 25 // (2 * t + 2))
         held = buffer.y[0, : int(buffer.seen[0])]
         for c, best in full.items():
             torch.testing.assert_close(buffer.x[0, : len(held)][held == c], best[:quota])
@@ -171,7 +171,7 @@ def test_der_and_derpp_losses_are_the_papers(distance):
         error = sum(float((a - b) ** 2) for za, zb in zip(z, old, strict=True) for a, b in zip(za, zb, strict=True))
         error /= 5 * (10 if distance == "mean" else 1)
         labels = F.cross_entropy(net(batch.labelled.x)[:, :4], batch.labelled.y)
-        loss = learner.method.penalty(net, batch, learner.memory)
+        loss = learner.method.penalty(net, batch, learner.state)
         torch.testing.assert_close(loss, 0.3 * error + 0.7 * labels)
         assert not torch.equal(batch.replay.x, batch.labelled.x), "two draws"
         # where the network still gives the stored answers, there is nothing to learn from them
@@ -185,7 +185,7 @@ def test_der_stores_the_logits_of_the_forward_pass_before_the_step():
     learner = Learner("derpp", stream(augment=True), memory=1000, **QUICK | {"lr": 0.2})
     for t in range(2):
         for number, (batch, before) in enumerate(batches(learner, t)):
-            buffer, at = learner.memory.buffer, slice(24 * t + 8 * number, 24 * t + 8 * number + 8)
+            buffer, at = learner.state.buffer, slice(24 * t + 8 * number, 24 * t + 8 * number + 8)
             net = learner.net().replace(before.params, before.buffers)
             torch.testing.assert_close(buffer.logits[0, at], net(batch.x).detach())
             assert torch.equal(buffer.x[0, at], batch.raw) and not torch.equal(batch.raw, batch.x)
@@ -205,7 +205,7 @@ def test_der_triples_stay_aligned_and_never_change():
 
     for _ in range(3):
         learner.learn(on_step=look)
-    buffer = learner.memory.buffer
+    buffer = learner.state.buffer
     assert buffer.seen.tolist() == [3 * 3 * 24]
     for x, z, y in zip(buffer.x[0, :20], buffer.logits[0, :20], buffer.y[0, :20], strict=True):
         assert any(torch.equal(z, then) and y == label for then, label in met[x.numpy().tobytes()])
@@ -234,7 +234,7 @@ def test_der_keeps_no_label_and_offers_each_sample_once_if_asked():
     learner = Learner("der", stream(), memory=500, every_epoch=False, **QUICK | {"epochs": 3})
     for _ in range(5):
         learner.learn()
-    assert set(learner.memory.buffer) == {"x", "logits", "seen"} and learner.memory.buffer.seen.tolist() == [120]
+    assert set(learner.state.buffer) == {"x", "logits", "seen"} and learner.state.buffer.seen.tolist() == [120]
     with pytest.raises(cl_lib.InputError, match="'sum'"):
         Learner("der", stream(), distance="sums", **QUICK)
 
@@ -249,7 +249,7 @@ def test_der_added_to_others_is_der_where_their_strengths_are_zero(at_once):
     for _ in range(3):
         learner.learn(), alone.learn()
     same_weights(learner.result(), alone.result(), exact=False)
-    torch.testing.assert_close(learner.memory.der.buffer.logits, alone.memory.der.buffer.logits)
+    torch.testing.assert_close(learner.state.der.buffer.logits, alone.memory.der.buffer.logits)
     with_both = run(sum_of(1.0), stream(), **how)
     assert any(not torch.equal(with_both.weights[k], learner.result().weights[k]) for k in with_both.weights)
 
@@ -278,7 +278,7 @@ def test_mir_replays_what_the_coming_step_harms_most(scenario):
         torch.testing.assert_close(learner.method.increase(net, batch), torch.tensor(harm, dtype=torch.double))
         worst = np.argsort(harm)[::-1][:4].tolist()
         losses = torch.stack([F.cross_entropy(masked(net(candidates.x[[i]]), i), candidates.y[[i]]) for i in worst])
-        torch.testing.assert_close(learner.method.penalty(net, batch, learner.memory), 0.5 * losses.mean())
+        torch.testing.assert_close(learner.method.penalty(net, batch, learner.state), 0.5 * losses.mean())
 
 
 def test_mir_with_no_choice_is_er():
@@ -362,7 +362,7 @@ def test_gdumb_memory_is_balanced_and_genuine():
     learner = Learner("gdumb", source, memory=31, passes=1, **QUICK)
     for t in range(4):
         learner.learn()
-        buffer = learner.memory.buffer
+        buffer = learner.state.buffer
         held = int(buffers.filled(buffer)[0])
         assert held == min(31, 24 * (t + 1))
         groups = (buffer.task * 2 + buffer.y)[0, :held].unique(return_counts=True)[1]
@@ -483,7 +483,7 @@ def test_dgr_loss_weighs_new_against_dreamt_samples(scenario, temperature):
     learner = Learner("dgr", stream(scenario), temperature=temperature, **SMALL, **QUICK)
     learner.learn(), learner.learn()
     teacher = learner.net().snapshot()
-    steps, memory = batches(learner), {k: v for k, v in learner.memory.items() if k in ("low", "span")}
+    steps, memory = batches(learner), {k: v for k, v in learner.state.items() if k in ("low", "span")}
     for batch, before in steps:
         net = learner.net().replace(before.params, before.buffers)
         held = Bag({k: v[0] for k, v in memory.items()}, teacher=teacher)
@@ -517,7 +517,7 @@ def test_dgr_generator_is_a_vae_under_adam():
         linear.load_state_dict({kind: weights[f"{name}.{kind}"] for kind in ("weight", "bias")})
         return linear
 
-    weights = {k: w[0] for k, w in learner.memory.generator.items()}
+    weights = {k: w[0] for k, w in learner.state.generator.items()}
     nets = {
         part: torch.nn.Sequential(
             layer(weights, f"{part}.0"), torch.nn.ReLU(), layer(weights, f"{part}.1"), torch.nn.ReLU(),
@@ -538,7 +538,7 @@ def test_dgr_generator_is_a_vae_under_adam():
         return (share * (error + kl)).sum()
 
     def follow(learner, batch):
-        x = ((batch.raw[0] - learner.memory.low) / learner.memory.span).reshape(8, 64)
+        x = ((batch.raw[0] - learner.state.low) / learner.state.span).reshape(8, 64)
         assert (x.min() >= 0 and x.max() <= 1) or batch.task_index
         x, share = x.clamp(0, 1), torch.full((8,), 1 / 8 / (batch.task_index + 1), dtype=torch.double)
         if batch.task_index:
@@ -555,11 +555,11 @@ def test_dgr_generator_is_a_vae_under_adam():
         for part, net in nets.items():
             for name, p in net.named_parameters():
                 number, kind = name.split(".")
-                ours = learner.memory.generator[f"{part}.{int(number) // 2}.{kind}"][0]
+                ours = learner.state.generator[f"{part}.{int(number) // 2}.{kind}"][0]
                 torch.testing.assert_close(ours, p.detach())
-        before.append(copy.deepcopy(learner.memory.generator))
+        before.append(copy.deepcopy(learner.state.generator))
 
-    before = [copy.deepcopy(learner.memory.generator)]
+    before = [copy.deepcopy(learner.state.generator)]
     learner.learn(on_step=follow)
     old = copy.deepcopy(nets["decoder"])
     learner.learn(on_step=follow)
@@ -572,7 +572,7 @@ def test_dgr_keeps_no_sample_and_does_not_grow():
         learner.learn()
         sizes.append(learner.result().stored_bytes["total"])
     assert sizes[0] == sizes[1] == sizes[2]
-    assert set(learner.memory) == {"generator", "moment", "square", "steps", "low", "span", "old", "teacher"}
+    assert set(learner.state) == {"generator", "moment", "square", "steps", "low", "span", "old", "teacher"}
 
 
 def test_dgr_dreams_lie_in_the_range_of_the_inputs():
@@ -581,8 +581,8 @@ def test_dgr_dreams_lie_in_the_range_of_the_inputs():
     x, _ = learner.stream.batch([0], learner.stream.indices(0, 0)[None], 0)
     for batch, _ in batches(learner):
         assert batch.dreams.shape == (8, 64) and batch.dreams.min() >= 0 and batch.dreams.max() <= 1
-    torch.testing.assert_close(learner.memory.low.item(), x.min().item())
-    torch.testing.assert_close((learner.memory.low + learner.memory.span).item(), x.max().item())
+    torch.testing.assert_close(learner.state.low.item(), x.min().item())
+    torch.testing.assert_close((learner.state.low + learner.state.span).item(), x.max().item())
 
 
 def test_dgr_refuses():

@@ -62,7 +62,7 @@ def test_two_buffers_stand_side_by_side():
     for _ in range(2):
         learner.learn(on_step=lambda learner, batch: seen.append(batch))
     assert set(seen[-1]) >= {"er", "agem"} and "replay" not in seen[-1]
-    assert learner.memory.er.buffer.x.shape[1] == 11 and learner.memory.agem.buffer.x.shape[1] == 26
+    assert learner.state.er.buffer.x.shape[1] == 11 and learner.state.agem.buffer.x.shape[1] == 26
 
 
 def test_stacked_seeds_resume_and_results(tmp_path):

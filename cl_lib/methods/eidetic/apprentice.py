@@ -13,8 +13,8 @@ from cl_lib.methods.eidetic.ownership import FREE, HeldNorm
 from cl_lib.nets.losses import cross_entropy
 from cl_lib.nets.net import Net
 from cl_lib.seeds import Bag
-from cl_lib.training import evaluation
 
+TESTED = 2048  # images at once
 MOST_MASKED = 0.95  # of the weights, as in the released code
 
 
@@ -24,16 +24,17 @@ class Apprentice:
     def __init__(self, method, learner, task: int, position: int):
         self.method, self.learner, self.task, self.position = method, learner, task, position
         one = lambda tensors: {k: t[position] for k, t in tensors.items()}
-        self.params, self.buffers, self.memory = one(learner.params), one(learner.buffers), one(learner.memory)
-        self.module, self.owner = learner.module, self.memory["owner"]
+        self.params, self.buffers, self.state = one(learner.params), one(learner.buffers), one(learner.state)
+        self.module, self.owner = learner.module, self.state["owner"]
         self.structure = learner.module.structure.to(learner.device)
         self.pruned = torch.zeros_like(self.owner, dtype=torch.bool)
         head = self.structure.layers[self.structure.head].rows
         self.output = torch.zeros_like(self.pruned).index_fill_(0, head, True)
         self.answers = torch.zeros_like(self.pruned).index_fill_(0, head[self.buffers["heads"][task]], True)
-        self.generator = learner.generators["method"][position]
+        self.generator = learner.random((position,))[0]
         self.index = learner.stream.indices(learner.seeds[position], task)
         self.epochs, self.steps, self.seconds = 0, 0, 0.0
+        self.routing = False
 
     @property
     def free(self):
@@ -51,7 +52,7 @@ class Apprentice:
         best = self.converge()
         if not self.alive:
             return
-        routed = "seen" in self.memory
+        routed = "seen" in self.state
         if method.tolerance != -1 and not (last and not (routed and method.router == "free")):
             self.prune(best)
         self.own()
@@ -75,7 +76,7 @@ class Apprentice:
 
     # --- training ----------------------------------------------------------------------------------------
 
-    def train(self, tasks, epochs: int, stop=None, cut: float = 1.0, joined=None, patience=None) -> float:
+    def train(self, tasks, epochs: int, stop=None, cut: float = 1.0, joined=None, patience=None, recorded=False):
         """Epochs of training in which only what may change does; returns the last epoch's running accuracy."""
         options, names = self.learner.options, list(self.params)
         masks = self.masks()
@@ -98,17 +99,18 @@ class Apprentice:
 
         def enough(position, epoch):
             nonlocal accuracy
-            accuracy = int(self.memory["right"]) / count
-            self.memory["right"].zero_()
+            accuracy = int(self.state["right"]) / count
+            self.state["right"].zero_()
             self.epochs += 1
             return stop(accuracy, epoch) if stop else False
 
         for name, layer in self.module.network.named_modules():
             if isinstance(layer, HeldNorm):
                 layer.holding = bool(self.buffers[f"network.{name}.held"].any())
-        self.memory["right"].zero_()
+        self.state["right"].zero_()
         self.learner.train(
             list(tasks), epochs, joined=joined, alone=joined is not None, positions=[self.position], stop=enough,
+            recorded=recorded, shared=Bag(routing=True) if self.routing else None,
             options=dataclasses.replace(options, optimizer=guarded, momentum=0.0, weight_decay=0.0, patience=patience),
         )  # fmt: skip
         return accuracy
@@ -123,8 +125,8 @@ class Apprentice:
             unread = unread | (self.owner < self.task) & ~self.output
         masks = ownership.trainable(self.structure, self.params, live & ~self.pruned, unread)
         for name in ("router.weight", "router.bias"):
-            masks[name].fill_(self.method.routing)
-        if self.method.routing:
+            masks[name].fill_(self.routing)
+        if self.routing:
             head = ownership.named(masks, self.structure.head)
             for mask in head.values():
                 mask.zero_()
@@ -143,14 +145,13 @@ class Apprentice:
             return accuracy == 1 or epoch - when > self.method.wait
 
         options = self.learner.options
-        self.train([self.task], options.epochs, stop, patience=options.patience)
+        self.train([self.task], options.epochs, stop, patience=options.patience, recorded=True)
         return best
 
     # --- pruning -----------------------------------------------------------------------------------------
 
     def prune(self, best: float) -> None:
-        method, m, losses = self.method, best, self.learner.records.losses
-        self.learner.records.losses = losses.copy()  # the curve of a task is that of its convergence
+        method, m = self.method, best
         inside = lambda accuracy, _=None: accuracy >= best * (1 - method.tolerance)
         if method.rate_cut < 1:  # one more epoch, as in the released code
             m = self.train([self.task], 1, cut=method.rate_cut)
@@ -174,7 +175,6 @@ class Apprentice:
             best = max(best, m)
             if ownership.masked_share(self.structure, self.params, self.pruned) > MOST_MASKED:
                 break
-        self.learner.records.losses = losses
 
     def choose(self):
         """The neurons to prune next, a mask ``[units]``."""
@@ -235,18 +235,14 @@ class Apprentice:
     # --- the router --------------------------------------------------------------------------------------
 
     def train_router(self) -> None:
-        method, learner, tasks = self.method, self.learner, range(self.task + 1)
-        self.memory["seen"][self.task] = True
+        method, tasks = self.method, range(self.task + 1)
+        self.state["seen"][self.task] = True
         joined = self.keep() if method.router_samples is not None else None
-        losses, learner.records.losses = learner.records.losses, learner.records.losses.copy()
-        method.routing = True
-        try:
-            if method.router == "free":
-                self.renew()
-            self.train(tasks, method.router_epochs, joined=joined)
-        finally:
-            method.routing = False
-            learner.records.losses = losses
+        self.routing = True
+        if method.router == "free":
+            self.renew()
+        self.train(tasks, method.router_epochs, joined=joined)
+        self.routing = False
 
     def keep(self) -> Bag:
         """Store some samples of this task; returns all that are stored."""
@@ -254,25 +250,22 @@ class Apprentice:
         order = torch.randperm(len(self.index), generator=self.generator, device=self.generator.device)
         chosen = self.index[order[:n].to(self.index.device)]
         x, y = learner.stream.batch([learner.seeds[self.position]], chosen[None], self.task)
-        memory, start = self.memory, int(learner.memory.count[self.position])
+        state, start = self.state, int(learner.state.count[self.position])
         new = slice(start, start + len(chosen))
-        memory["x"][new], memory["y"][new], memory["task"][new] = x[0].to(memory["x"].dtype), y[0], self.task
-        learner.memory.count[self.position] += len(chosen)
-        return Bag({k: learner.memory[k] for k in ("x", "y", "task", "count")})
+        state["x"][new], state["y"][new], state["task"][new] = x[0].to(state["x"].dtype), y[0], self.task
+        learner.state.count[self.position] += len(chosen)
+        return Bag({k: learner.state[k] for k in ("x", "y", "task", "count")})
 
     # --- what is measured --------------------------------------------------------------------------------
 
     def record(self) -> None:
         learner, s = self.learner, self.structure
-        curves, size = learner.records.curves, (len(learner.seeds), learner.stream.tasks)
-        new = lambda name, *more: curves.setdefault(name, np.full((*size, *more), np.nan))
         own = [((self.owner == self.task) & (s.group == g)).sum().item() for g, n in enumerate(s.names) if n != s.head]
-        at = self.position, self.task
-        new("owned", len(own))[at] = own
-        for name, value in (("epochs", self.epochs), ("steps", self.steps), ("scoring", self.seconds)):
-            new(name)[at] = value
-        if "seen" in self.memory:
-            new("oracle", learner.stream.outputs)[at] = self.oracle()
+        measured = {"owned": own, "epochs": self.epochs, "steps": self.steps, "scoring": self.seconds}
+        if "seen" in self.state:
+            measured["oracle"] = self.oracle()
+        for name, values in measured.items():
+            learner.curve(name, self.task, self.position, values)
 
     @torch.no_grad()
     def oracle(self) -> np.ndarray:
@@ -281,7 +274,7 @@ class Apprentice:
         hits, total = torch.zeros(2, learner.stream.outputs, device=learner.device)
         for task in range(self.task + 1):
             at = self.buffers["place"][task]
-            for cut in learner.stream.indices(learner.seeds[self.position], task, "test").split(evaluation.BATCH):
+            for cut in learner.stream.indices(learner.seeds[self.position], task, "test").split(TESTED):
                 x, y = learner.stream.batch([learner.seeds[self.position]], cut[None], task, "test")
                 scores = net(x[0].to(learner.dtype))[:, at.clamp(min=0)].masked_fill(at < 0, -math.inf)
                 hits.index_add_(0, y[0], (scores.argmax(-1) == y[0]).to(hits))
@@ -307,7 +300,7 @@ def improve(learner, task: int, position: int = 0) -> dict:
     again.task = learner.done - 1
     again.own()
     again.owner[again.answers] = again.task
-    if "seen" in again.memory:
+    if "seen" in again.state:
         again.train_router()
     return {"rows": rows, **old}
 

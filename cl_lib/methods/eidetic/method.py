@@ -108,26 +108,25 @@ class Eidetic(Method):
         return Owned(network, found, rows)
 
     def start(self, learner):
-        self.routing = False
         module, S = learner.module, len(learner.seeds)
         owner = torch.full((module.structure.units,), FREE)
         head = module.structure.layers[module.structure.head].rows
         for task, rows in enumerate(module.heads):
             owner[head[rows.cpu()]] = task
-        memory = Bag(owner=owner.repeat(S, 1).to(learner.device))
-        memory.right = torch.zeros(S, dtype=torch.int64, device=learner.device)
+        state = Bag(owner=owner.repeat(S, 1).to(learner.device))
+        state.right = torch.zeros(S, dtype=torch.int64, device=learner.device)
         if learner.stream.scenario != "task":
-            memory.seen = torch.zeros(S, learner.stream.tasks, dtype=torch.bool, device=learner.device)
+            state.seen = torch.zeros(S, learner.stream.tasks, dtype=torch.bool, device=learner.device)
             if self.router_samples is not None:
                 (x, y), size = learner.example(), (S, self.router_samples * learner.stream.tasks)
-                memory.x, memory.y = x.new_zeros(*size, *x.shape), y.new_zeros(size)
-                memory.task, memory.count = y.new_zeros(size), torch.zeros(S, dtype=torch.int64)
-        return memory
+                state.x, state.y = x.new_zeros(*size, *x.shape), y.new_zeros(size)
+                state.task, state.count = y.new_zeros(size), torch.zeros(S, dtype=torch.int64)
+        return state
 
     # --- one model ---------------------------------------------------------------------------------------
 
     def task(self, net, batch):
-        if self.routing:
+        if batch.get("routing"):
             features = net.features(batch.x) if self.router == "free" else penultimate(net, batch.x)
             scores, answer = route(net, features), batch.task
             rows = torch.arange(scores.shape[-1], device=scores.device) <= batch.task_index
@@ -137,25 +136,25 @@ class Eidetic(Method):
         batch.out.right = (masked(scores, rows).argmax(-1) == answer).sum()
         return cross_entropy(scores, answer, rows)
 
-    def predict(self, net, x, memory):
+    def predict(self, net, x, state, task):
         logits = net(x)
-        if "seen" not in memory:
+        if "seen" not in state:
             return logits
-        chosen = masked(route(net, net.features(x)), memory.seen).argmax(-1)
+        chosen = masked(route(net, net.features(x)), state.seen).argmax(-1)
         at = net.buffers["place"][chosen]
         return logits.gather(1, at.clamp(min=0)).masked_fill(at < 0, -math.inf)
 
     # --- all seeds ---------------------------------------------------------------------------------------
 
-    def after_step(self, learner, batch, memory):
-        memory.right += batch.out.right
+    def after_step(self, learner, batch, state):
+        state.right += batch.out.right
 
     def fit(self, learner, task):
         for position in list(learner.active):
             Apprentice(self, learner, task, position).learn()
 
     def stored(self, learner):
-        if "seen" not in learner.memory or self.router_samples is not None:
+        if "seen" not in learner.state or self.router_samples is not None:
             return {}
         x, y = learner.stream.data.x[:1], learner.stream.data.y[:1]
         read = [learner.stream.indices(learner.seeds[0], t) for t in range(learner.done)]

@@ -229,7 +229,7 @@ def masked_share(structure: Structure, params: dict, gone: Tensor) -> float:
 def capacity(learner, position: int = 0) -> dict:
     """Who owns how much of one seed's network: ``layers``, their names; ``owned`` ``[tasks, layers]``; ``free``
     ``[layers]``; ``shared`` ``[tasks, layers]``, how many older neurons of a layer a task's own ones read."""
-    s, owner = learner.module.structure, learner.memory.owner[position].cpu()
+    s, owner = learner.module.structure, learner.state.owner[position].cpu()
     params = {k: p[position].detach().cpu() for k, p in learner.params.items()}
     groups = [g for g, n in enumerate(s.names) if n != s.head]
     count = lambda units: [int((units & (s.group == g)).sum()) for g in groups]

@@ -38,7 +38,7 @@ def widen(learner, layer: str, units: int) -> None:
     place = renumbered(old, new, layer)  # [units of old] -> units of new
 
     owner = torch.full((len(learner.seeds), new.units), FREE, device=learner.device)
-    owner[:, place] = learner.memory.owner
+    owner[:, place] = learner.state.owner
     known = torch.zeros(new.units, dtype=torch.bool, device=learner.device)
     known[place] = True
     start = {**dict(module.named_parameters()), **dict(module.named_buffers())}
@@ -46,15 +46,11 @@ def widen(learner, layer: str, units: int) -> None:
     for position in range(len(learner.seeds)):
         one = {k: t[position].detach() for k, t in {**learner.params, **learner.buffers}.items()}
         fresh = {k: t.detach().clone() for k, t in start.items()}
-        fill(fresh, one, old, new, known, owner[position], learner.done, learner.generators["method"][position])
+        fill(fresh, one, old, new, known, owner[position], learner.done, learner.random((position,))[0])
         for name, tensors in stacks.items():
             tensors.append(fresh[name].to(one[name].dtype))
-    learner.module, learner.memory.owner = module, owner
-    learner.params = {k: torch.stack(stacks[k]) for k in learner.params}
-    learner.buffers = {k: torch.stack(stacks[k]) for k in learner.buffers}
-    learner.leaves = [
-        {k: p[i].detach().requires_grad_() for k, p in learner.params.items()} for i in range(len(learner.seeds))
-    ]
+    learner.state.owner = owner
+    learner.rebuild(module, {k: torch.stack(tensors) for k, tensors in stacks.items()})
 
 
 def grown(learner, layer: str, units: int) -> nn.Module:

@@ -2,12 +2,11 @@ import dataclasses
 import warnings
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 
 from cl_lib.errors import InputError, suggest
 from cl_lib.methods._base import Method
-from cl_lib.methods._registry import make
+from cl_lib.methods._wrapper import Part, Wrapper
 from cl_lib.methods.recl import reconstruction
 from cl_lib.methods.recl.homogeneity import NotHomogeneous, inhomogeneous
 from cl_lib.methods.recl.reconstruction import Settings
@@ -16,14 +15,13 @@ from cl_lib.replay import buffers
 from cl_lib.replay.rehearsal import refill, start_buffer
 from cl_lib.search import storage_of
 from cl_lib.seeds import Bag, take
-from cl_lib.training.options import DTYPES
 
 SOURCES = ("network", "noise", "stored")
 STRATEGIES = ("naive", "unsupervised", "supervised")
 
 
 @dataclass
-class ReCL(Method):
+class ReCL(Wrapper):
     r"""Reconstruction for continual learning: the trained network is its own replay buffer, for any host method.
 
     .. math:: \hat D_t = \arg\min_{\hat x, \lambda}\;
@@ -77,19 +75,9 @@ class ReCL(Method):
     cost = "before a task: steps × about 3 training steps at batch samples; memory: none; constant in the tasks"
 
     def __post_init__(self):
-        if isinstance(self.host, str | type):
-            self.host = make(self.host)
-        if not isinstance(self.host, Method):
-            raise InputError(f"host={self.host!r} is not a method: give a registry key or a Method.")
-        host = self.host
-        self.scenarios = tuple(s for s in type(self).scenarios if s in host.scenarios)
-        if not self.scenarios:
-            raise InputError(
-                f"{host.key} cannot be ReCL's host: it serves {' and '.join(host.scenarios)}-incremental learning, "
-                f"ReCL {' and '.join(type(self).scenarios)}-incremental."
-            )
-        self.poor = {} if self.samples else host.poor  # what joins a task's data is the replay that they lack
-        self.stacked, self.watches = host.stacked, host.watches
+        super().__post_init__()
+        if self.samples:  # what joins a task's data is the replay that its host may lack
+            self.poor = {}
 
     # --- before a task -----------------------------------------------------------------------------------
 
@@ -110,7 +98,7 @@ class ReCL(Method):
         kept = "samples" if self.source == "stored" else "references"
         if 0 < self.keeps < (classes := sum(learner.stream.sizes)):
             raise InputError(f"{kept}={self.keeps} cannot hold an image of each of {classes} classes: raise {kept}.")
-        self.host.check(learner)
+        super().check(learner)
         if self.samples and self.source == "network":
             if self.strategy != "naive":
                 storage_of(self.study)  # before any training
@@ -130,10 +118,10 @@ class ReCL(Method):
         """What joins the data of a task: ``x`` ``[S, m, …]``, ``y`` ``[S, m]`` and, for stored images, ``count``."""
         rows = taught(learner, task)
         if self.source == "stored":
-            kept = learner.memory.stored
+            kept = learner.state.stored
             return Bag(x=kept.x, y=kept.y, count=buffers.filled(kept))
         y = reconstruction.labels(self.samples, rows)
-        generators, like = learner.stream_of("recl", "recl"), learner.example()[0]
+        generators, like = learner.random(purpose="recl"), learner.example()[0]
         x = like.new_zeros(len(learner.seeds), self.samples, *like.shape)
         if self.source == "noise":
             for i in learner.active:
@@ -147,35 +135,29 @@ class ReCL(Method):
 
     def reconstructed(self, learner, task: int, group: tuple[int, ...], y, rows) -> Bag:
         """The search for the seeds at ``group``, from the networks as they are."""
-        dtype = DTYPES[self.precision] if self.precision else learner.dtype
+        dtype = getattr(torch, self.precision) if self.precision else learner.dtype
         cast = lambda tree: {k: t.to(dtype) if t.is_floating_point() else t for k, t in take(tree, group).items()}
         networks = learner.module, cast(learner.params), cast(learner.buffers)
-        states = [learner.stream_of("recl", "recl")[i].get_state() for i in group]
+        states = [g.get_state() for g in learner.random(group, purpose="recl")]
 
         def search(settings):
             """From the same random numbers whenever it is called."""
             drawn = []
             for i, state in zip(group, states, strict=True):
-                g = learner.stream_of("recl", "recl")[i]
+                (g,) = learner.random((i,), purpose="recl")
                 g.set_state(state)
                 drawn.append(reconstruction.start(self.samples, learner.stream.shape, settings.spread, g, dtype))
             x, coefficients = (torch.stack(parts) for parts in zip(*drawn, strict=True))
-            report = lambda step, loss: learner.progress.reconstruct(task, step, self.steps, loss)
+            report = lambda step, loss: learner.report(task, "reconstruction", step, self.steps, loss)
             return reconstruction.search(*networks, x, coefficients, y, rows, settings, report)
 
         naive = self.strategy == "naive"
         found = search(self.settings()) if naive else tuned(self, learner, task, group[0], search)
-        curves, size = learner.records.curves, (len(learner.seeds), learner.stream.tasks, 2)
-        curves.setdefault("reconstruction", np.full(size, np.nan))  # the loss, and ‖θ‖²
-        curves["reconstruction"][list(group), task] = torch.stack([found.loss, found.size], 1).cpu().numpy()
+        measured = torch.stack([found.loss, found.size], 1)  # the loss, and ‖θ‖²
+        learner.curve("reconstruction", task, list(group), measured.cpu().numpy())
         return found
 
-    # --- the host's hooks --------------------------------------------------------------------------------
-
-    def has(self, hook):
-        if hook == "after_task" and self.keeps:
-            return True
-        return hook == "fit" or self.host.has(hook)
+    # --- what is kept ------------------------------------------------------------------------------------
 
     @property
     def keeps(self) -> int:
@@ -184,50 +166,21 @@ class ReCL(Method):
             return self.samples
         return self.references if self.source == "network" and self.strategy == "supervised" else 0
 
+    def has(self, hook):
+        return self.host.has(hook) if hook == "after_task" and not self.keeps else super().has(hook)
+
     def start(self, learner):
-        learner.stream_of("recl", "recl")  # there before a checkpoint is read
-        memory = Bag(host=host) if (host := self.host.start(learner)) else Bag()
+        state = super().start(learner)
         if self.keeps:
-            memory.stored = start_buffer(learner, self.keeps)
-        return memory
+            state.stored = start_buffer(learner, self.keeps)
+        return state
 
-    def build(self, network, stream):
-        return self.host.build(network, stream)
-
-    def task(self, net, batch):
-        return self.host.task(net, batch)
-
-    def penalty(self, net, batch, memory):
-        return self.host.penalty(net, batch, memory.get("host", Bag()))
-
-    def direct(self, grads, net, batch, memory):
-        return self.host.direct(grads, net, batch, memory.get("host", Bag()))
-
-    def predict(self, net, x, memory):
-        return self.host.predict(net, x, memory.get("host", Bag()))
-
-    def before_task(self, net, task, memory):
-        return self._with_host(memory, self.host.before_task(net, task, memory.get("host", Bag())))
-
-    def after_task(self, net, task, memory):
-        memory = self._with_host(memory, self.host.after_task(net, task, memory.get("host", Bag())))
+    def after_task(self, net, task, state):
+        state = super().after_task(net, task, state)
         if self.keeps:
-            task.generator = task.learner.stream_of("recl", "recl")[task.position]
-            memory.stored = refill(None, task, memory.stored)
-        return memory
-
-    def before_step(self, learner, batch, memory):
-        self.host.before_step(learner, batch, memory.get("host", Bag()))
-
-    def after_step(self, learner, batch, memory):
-        self.host.after_step(learner, batch, memory.get("host", Bag()))
-
-    def stored(self, learner):
-        return self.host.stored(learner)
-
-    def _with_host(self, memory: Bag, host) -> Bag:
-        rest = Bag({k: v for k, v in memory.items() if k != "host"})
-        return Bag(rest, host=host) if host else rest
+            own = task.seen_by(Part(task.learner, "stored", purpose="recl"))
+            state.stored = refill(None, own, state.stored)
+        return state
 
 
 def taught(learner, task: int):

@@ -24,7 +24,7 @@ def tuned(method, learner, task: int, position: int, search):
     """One seed's reconstruction with the settings that its study finds best: ReCL's strategies of §4.3."""
     settings, supervised = method.settings(), method.strategy == "supervised"
     if supervised:
-        kept = learner.memory.stored
+        kept = learner.state.stored
         references = kept.x[position, : int(min(kept.seen[position], method.references))]
     best = (-math.inf, {}, None)  # what this process has found: its merit, settings, samples
 

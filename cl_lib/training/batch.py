@@ -1,0 +1,154 @@
+"""What a step trains on: the batch as hooks see it, and the samples that batches are drawn from."""
+
+import math
+from collections.abc import Callable, Iterator
+
+import torch
+
+from cl_lib.seeds import Bag, alike
+from cl_lib.training.networks import Networks
+from cl_lib.training.rows import Rows
+
+
+class Batch(Bag):
+    """One step's samples, of the G seeds at ``positions``.
+
+    The hooks of all seeds (``before_step``, ``after_step``) see it as below. The hooks of one model (``task``,
+    ``penalty``, ``direct``) see what is one seed's: without the axis G.
+
+    | entry | shape | what it is |
+    | --- | --- | --- |
+    | ``x`` | ``[G, B, …]`` | inputs as the network meets them: normalised, viewed, augmented |
+    | ``raw`` | ``[G, B, …]`` | the same before augmentation: what a buffer keeps |
+    | ``y`` | ``[G, B]`` | output rows, int64 |
+    | ``task`` | ``[G, B]`` | the number of each sample's task |
+    | ``progress`` | ``[G]`` | the share of this training that is done, from 0 up to 1 |
+    | ``rows`` | ``[C]``, ``[G, B, C]`` or None | which output rows the loss sees; None is all |
+    | ``old``, ``seen``, ``present`` | ``[C]`` | rows met before this task, up to it, in it |
+    | ``heads`` | list | the old rows, one range or mask for each softmax: one a task if task-incremental, else one |
+    | ``task_index``, ``epoch`` | int | the task that is learned, and the pass over its data |
+    | ``positions`` | tuple of int | where the step's seeds stand among the learner's |
+    | ``replay``, … | Bag | what a method's ``before_step`` has put there |
+    | ``out`` | Bag | what ``task`` and ``penalty`` put there, detached, for ``after_step``; ``[G, …]`` there |
+    | ``step`` | Bag | for ``after_step`` of a method that ``watches``: ``before``, ``after``, ``grads`` by name |
+
+    A method may add entries of its own. What is a tensor, or a Bag of tensors, with the axis G is split among the
+    seeds; entries that were there when training began are the same for all.
+    """
+
+
+class Samples:
+    """Every sample that some seeds train on, in a random order of each seed's own: it gives an epoch's batches.
+
+    Arguments:
+        seeds: of the learner, all of them; ``group`` are the positions of those that train.
+        tasks: whose training data are read. The last is the one that is learned.
+        joined: samples of each seed's own beside them, see :meth:`cl_lib.training.learner.Learner.train`.
+        alone: whether nothing but ``joined`` is trained on.
+        order: one generator a seed.
+        augmented: the function (inputs ``[G, B, …]``, positions) -> inputs.
+        shared: more entries for every batch, the same for all seeds.
+    """
+
+    def __init__(
+        self,
+        stream,
+        seeds: tuple[int, ...],
+        networks: Networks,
+        rows: Rows,
+        group: tuple[int, ...],
+        tasks: list[int],
+        order: list[torch.Generator],
+        augmented: Callable,
+        size: int,
+        epochs: int,
+        joined: Bag | None = None,
+        alone: bool = False,
+        shared: Bag | None = None,
+    ):
+        self.stream, self.seeds, self.networks, self.rows, self.tasks = stream, seeds, networks, rows, tasks
+        self.order, self.augmented, self.size, self.epochs = order, augmented, size, epochs
+        self.joined, self.alone = joined, alone
+        self.pools = {i: self._pool(i) for i in group}
+        self.rows_differ = stream.scenario == "task" and len(tasks) > 1
+        masks = [rows.masks(t) for t in tasks]
+        self.shared = Batch(masks[-1], task_index=tasks[-1], epoch=0, positions=group, **(shared or {}))
+        if self.rows_differ:
+            del self.shared["rows"]
+        elif len(tasks) > 1 and self.shared.rows is not None:
+            self.shared.rows = torch.stack([m.rows for m in masks]).any(0)
+
+    def steps(self, position: int) -> int:
+        """How many steps an epoch has for one seed."""
+        return math.ceil(len(self.pools[position].index) / self.size)
+
+    def batches(self, epoch: int, running: tuple[int, ...]) -> Iterator[tuple[tuple[int, ...], Batch]]:
+        """One epoch: the positions that step together, and their batch."""
+        self.shared.epoch = epoch
+        for group, plan in self._plans(epoch, running):
+            yield group, self._batch(group, plan)
+
+    def _pool(self, position: int) -> Bag:
+        """Every sample of one seed: its row in the stream and task, and its row in ``joined`` or −1."""
+        index = [self.stream.indices(self.seeds[position], t) for t in self.tasks]
+        task = [torch.full_like(i, t) for i, t in zip(index, self.tasks, strict=True)]
+        pool = Bag(index=torch.cat(index), task=torch.cat(task))
+        if self.joined is None:
+            return pool
+        joined = self.joined
+        count = int(joined.count[position]) if "count" in joined else joined.x.shape[1]
+        extra = torch.arange(count, device=pool.index.device)
+        of = joined.task[position, :count] if "task" in joined else torch.full_like(extra, self.tasks[-1])
+        own = Bag(index=torch.zeros_like(extra), task=of, extra=extra)
+        if self.alone:
+            return own
+        pool.extra = torch.full_like(pool.index, -1)
+        return Bag({k: torch.cat([t, own[k]]) for k, t in pool.items()})
+
+    def _plans(self, epoch: int, running: tuple[int, ...]) -> Iterator[tuple[tuple[int, ...], Bag]]:
+        """Who steps together, and on which samples ``[G, B]``."""
+        size, plans = self.size, {i: self._plan(i, epoch) for i in running}
+        lengths = {i: len(p.index) for i, p in plans.items()}
+        stack = lambda group, cut: Bag({k: torch.stack([plans[i][k][cut] for i in group]) for k in plans[group[0]]})
+        if len(set(lengths.values())) == 1:
+            whole = stack(running, slice(None))
+            for start in range(0, lengths[running[0]], size):
+                yield running, Bag({k: t[:, start : start + size] for k, t in whole.items()})
+            return
+        for start in range(0, max(lengths.values()), size):
+            left = {i: max(0, min(size, n - start)) for i, n in lengths.items()}
+            for group in alike(left):
+                yield group, stack(group, slice(start, start + size))
+
+    def _plan(self, position: int, epoch: int) -> Bag:
+        """One epoch of one seed in random order, with the progress of each sample's step."""
+        pool = self.pools[position]
+        n = len(pool.index)
+        order = torch.randperm(n, generator=self.order[position]).to(pool.index.device)
+        plan = Bag({k: t[order] for k, t in pool.items()})
+        step = torch.arange(n, device=order.device) // self.size
+        plan.progress = (epoch + step / self.steps(position)) / self.epochs
+        return plan
+
+    def _batch(self, group: tuple[int, ...], plan: Bag) -> Batch:
+        joined, dtype = self.joined, self.networks.dtype
+        if joined is not None:
+            at = torch.tensor(group, device=plan.extra.device)[:, None], plan.extra.clamp(min=0)
+            own_x, own_y = joined.x[at].to(dtype), joined.y[at]
+        if self.alone:
+            x = raw = own_x
+            y = own_y
+        else:
+            task = plan.task if len(self.tasks) > 1 else self.tasks[0]
+            x, y = self.stream.batch([self.seeds[i] for i in group], plan.index, task)
+            raw = x.to(dtype)
+            x = self.augmented(raw, group)
+        if joined is not None and not self.alone:
+            own = plan.extra >= 0
+            image = own.view(*own.shape, *[1] * (x.dim() - 2))
+            x, raw = (torch.where(image, own_x, t) for t in (x, raw))
+            y = torch.where(own, own_y, y)
+        batch = self.shared.copy(x=x, raw=raw, y=y, task=plan.task, progress=plan.progress[:, 0], positions=group)
+        if self.rows_differ:
+            batch.rows = self.rows.owners[plan.task]
+        return batch

@@ -1,0 +1,63 @@
+"""S networks as one: the code of one module, and the parameters of all along the seed axis."""
+
+import contextlib
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from cl_lib.nets.net import Net
+from cl_lib.seeds import take
+
+
+class Networks:
+    """One network a seed. ``params`` and ``buffers`` are ``[S, …]`` by name, ``leaves[i]`` views of seed i's.
+
+    The optimiser steps the leaves, so that a seed that idles keeps its parameters, moments and step count.
+
+    Arguments:
+        models: one module a seed, of equal shapes; the first supplies the code of all.
+        dtype: of floating-point tensors.
+        half: whether forward passes run in bfloat16 under autocast.
+    """
+
+    def __init__(self, models: list[nn.Module], device: torch.device, dtype: torch.dtype, half: bool = False):
+        self.device, self.dtype, self.half = device, dtype, half
+        self.place(models)
+
+    def place(self, models: list[nn.Module]) -> None:
+        """Take these modules' tensors."""
+        states = [{**dict(m.named_parameters()), **dict(m.named_buffers())} for m in models]
+        stacked = {k: torch.stack([s[k].detach() for s in states]) for k in states[0]}
+        self.put(models[0].to(self.device), stacked)
+
+    def put(self, module: nn.Module, tensors: dict[str, Tensor]) -> None:
+        """Another network: its code, and all its tensors ``[S, …]`` by name."""
+        self.module = module
+        trained = {k for k, p in module.named_parameters() if p.requires_grad}
+        cast = lambda t: t.to(self.dtype) if t.is_floating_point() else t
+        placed = {k: cast(t.detach().to(self.device)) for k, t in tensors.items()}
+        self.params = {k: t for k, t in placed.items() if k in trained}
+        self.buffers = {k: t for k, t in placed.items() if k not in trained}
+        seeds = range(len(next(iter(placed.values()))))
+        self.leaves = [{k: p[i].detach().requires_grad_() for k, p in self.params.items()} for i in seeds]
+
+    def autocast(self):
+        """The context in which forward passes run."""
+        return torch.autocast(self.device.type, torch.bfloat16) if self.half else contextlib.nullcontext()
+
+    def net(self, position: int = 0, training: bool = False) -> Net:
+        """One seed's network as it is now."""
+        one = lambda tensors: {k: t[position] for k, t in tensors.items()}
+        return Net(self.module, one(self.params), one(self.buffers), training)
+
+    def of(self, group: tuple[int, ...]) -> tuple[dict, dict]:
+        """Parameters and buffers ``[G, …]`` of some seeds, see :func:`~cl_lib.seeds.take`."""
+        return take((self.params, self.buffers), group)
+
+    def copy_of(self, group: tuple[int, ...]) -> tuple[dict, dict]:
+        return pytree.tree_map(torch.clone, self.of(group))
+
+    def finite(self, position: int) -> bool:
+        """Whether every parameter of a seed is a number."""
+        return all(leaf.isfinite().all() for leaf in self.leaves[position].values())
