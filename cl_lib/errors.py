@@ -21,6 +21,10 @@ def suggest(given: str, known: Iterable[str], what: str) -> InputError:
     known = sorted(known)
     if not known:
         return InputError(f"{given!r} is not a {what}: it has none.")
-    near = difflib.get_close_matches(str(given), known, n=1, cutoff=0.5)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
-    return InputError(f"{given!r} is not a {what} that I know.{hint} Known: {', '.join(known)}.")
+    return InputError(f"{given!r} is not a {what} that I know.{nearest(given, known)} Known: {', '.join(known)}.")
+
+
+def nearest(given, known: Iterable) -> str:
+    """The question that helps with a misspelt name, to follow a sentence; nothing where no known name is near."""
+    near = difflib.get_close_matches(str(given), map(str, known), n=1, cutoff=0.5)
+    return f" Did you mean {near[0]!r}?" if near else ""
