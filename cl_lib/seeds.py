@@ -107,6 +107,11 @@ def stack_padded(tensors: list[Tensor]) -> Tensor:
     return out
 
 
+def cat_padded(tensors) -> Tensor:
+    """Tensors ``[G, …]`` of groups of seeds along their first axis; those of smaller size end in zeros."""
+    return stack_padded([row for t in tensors for row in t])
+
+
 def placed(tree: Bag, device) -> Bag:
     """A copy of nested Bags on a device, the counts that decide shapes on the host."""
     return Bag(

@@ -156,6 +156,11 @@ class Stream:
         return x * self._std + self._mean
 
     @property
+    def normalisation(self) -> tuple[Tensor, Tensor]:
+        """What is subtracted from pixels in [0, 1], and what the rest is divided by; both broadcast over an image."""
+        return self._mean, self._std
+
+    @property
     def device(self) -> torch.device:
         return self.data.x.device
 

@@ -37,7 +37,10 @@ class Trainer(Protocol):
     params: dict[str, Tensor]  # [S, …] by name
     buffers: dict[str, Tensor]  # [S, …] by name
     state: Bag  # what this method keeps, [S, …]
+    method: "Method"  # the one that was given to the learner
     done: int  # how many tasks were learned
+    seeds_at_once: int  # how many seeds are trained together
+    capture: bool  # whether steps become CUDA graphs
 
     def net(self, position: int = 0, training: bool = False): ...
     def random(self, positions=None, purpose="method", owner="") -> list[torch.Generator]: ...  # one a seed
@@ -48,6 +51,7 @@ class Trainer(Protocol):
     def train(self, tasks, epochs=None, **more) -> None: ...  # more training, one loop
     def reset(self) -> None: ...  # every seed's initial network again
     def rebuild(self, module: nn.Module, tensors: dict[str, Tensor]) -> None: ...  # a network of other shapes
+    def config(self) -> dict: ...  # what identifies the run
     def curve(self, name: str, task: int, positions, values) -> None: ...  # a measurement of one's own, kept in results
     def report(self, task: int, what: str, step: int, steps: int, loss) -> None: ...  # a line of progress
 

@@ -2,6 +2,7 @@ from dataclasses import dataclass
 
 import torch
 
+from cl_lib.bounds import Count, Natural
 from cl_lib.methods._base import Method, warn_unless_plain
 from cl_lib.nets.losses import cross_entropy
 from cl_lib.replay.rehearsal import draw_replay, start_buffer
@@ -25,8 +26,8 @@ class AGEM(Method):
     Cost: one more forward and backward pass in each step; memory: the buffer, constant in the tasks.
     """
 
-    memory: int = 200  # M, samples in all
-    replay_batch: int | None = None  # size of the reference batch; None: as large as the batch
+    memory: Natural = 200  # M, samples in all
+    replay_batch: Count | None = None  # size of the reference batch; None: as large as the batch
 
     family = "replay"
     helps = {"domain": {}}

@@ -1,6 +1,7 @@
 from dataclasses import dataclass
+from typing import Literal
 
-from cl_lib.errors import suggest
+from cl_lib.bounds import Count, Natural, NonNegative
 from cl_lib.methods._base import Method
 from cl_lib.replay import buffers
 from cl_lib.replay.rehearsal import draw_replay, warn_if_small
@@ -30,10 +31,10 @@ class DER(Method):
     Cost: each step also passes over ``replay_batch`` samples; memory: the buffer, with C numbers beside each sample.
     """
 
-    memory: int = 200  # M, samples in all
-    replay_batch: int | None = None  # None: as large as the batch
-    strength: float = 0.5  # α
-    distance: str = "mean"  # over rows and samples; "sum": over rows, mean over samples
+    memory: Natural = 200  # M, samples in all
+    replay_batch: Count | None = None  # None: as large as the batch
+    strength: NonNegative = 0.5  # α
+    distance: Literal["mean", "sum"] = "mean"  # over rows and samples; "sum": over rows, mean over samples
     every_epoch: bool = True
 
     family = "replay"
@@ -43,8 +44,6 @@ class DER(Method):
     cost = "each step: replay_batch more samples; memory: the buffer with its logits; constant in the tasks"
 
     def check(self, learner):
-        if self.distance not in ("mean", "sum"):
-            raise suggest(self.distance, ("mean", "sum"), "distance")
         warn_if_small(self, learner)
 
     def start(self, learner):

@@ -1,5 +1,6 @@
 from dataclasses import dataclass
 
+from cl_lib.bounds import NonNegative
 from cl_lib.methods.der import DER
 from cl_lib.nets.losses import cross_entropy
 from cl_lib.replay import buffers
@@ -23,7 +24,7 @@ class DERpp(DER):
     Cost: each step also passes over 2 × ``replay_batch`` samples; memory: the buffer, with C numbers for each sample.
     """
 
-    label_strength: float = 0.5  # β
+    label_strength: NonNegative = 0.5  # β
 
     neutral = {"strength": 0.0, "label_strength": 0.0}
     cost = "each step: 2 × replay_batch more samples; memory: the buffer with its logits; constant in the tasks"

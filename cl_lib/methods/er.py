@@ -1,6 +1,7 @@
 from dataclasses import dataclass
+from typing import Literal
 
-from cl_lib.errors import InputError
+from cl_lib.bounds import Count, Natural, NonNegative
 from cl_lib.methods._base import Method
 from cl_lib.nets.losses import cross_entropy
 from cl_lib.replay import buffers
@@ -29,10 +30,10 @@ class ER(Method):
     Cost: each step also passes over ``replay_batch`` samples; memory: the buffer, constant in the tasks.
     """
 
-    memory: int = 200  # M, samples in all
-    replay_batch: int | None = None  # None: as large as the batch
-    strength: float = 1.0  # α
-    buffer: str = "reservoir"
+    memory: Natural = 200  # M, samples in all
+    replay_batch: Count | None = None  # None: as large as the batch
+    strength: NonNegative = 1.0  # α
+    buffer: Literal["reservoir", "balanced", "herding"] = "reservoir"
     joined: bool = False  # one mean over new and stored samples, instead of a sum of two
 
     family = "replay"
@@ -42,10 +43,6 @@ class ER(Method):
     cost = "each step: replay_batch more samples; memory: the buffer; constant in the tasks"
 
     def check(self, learner):
-        if self.buffer not in ("reservoir", "balanced", "herding"):
-            raise InputError(
-                f"buffer={self.buffer!r} is not a kind of buffer: choose 'reservoir', 'balanced' or 'herding'."
-            )
         warn_if_small(self, learner)
 
     def start(self, learner):

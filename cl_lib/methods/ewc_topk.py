@@ -1,7 +1,9 @@
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
+from cl_lib.bounds import Count, Natural, NonNegative, Share
 from cl_lib.curvature import fisher, spectrum
 from cl_lib.errors import InputError
 from cl_lib.methods._anchored import Anchored
@@ -31,18 +33,17 @@ class TopKEWC(Anchored, key="ewc_topk"):
     products with the Fisher of ``fisher_samples`` samples.
     """
 
-    strength: float = 1.0  # λ
-    k: int = 20  # K, directions kept
+    strength: NonNegative = 1.0  # λ
+    k: Natural = 20  # K, directions kept
     remainder: bool = True
-    decay: float = 1.0  # γ
-    fisher: str = "exact"  # or "sampled", "empirical"
-    fisher_samples: int | None = 1000  # None: all samples of the task
+    decay: Share = 1.0  # γ
+    fisher: Literal["exact", "sampled", "empirical"] = "exact"
+    fisher_samples: Count | None = 1000  # None: all samples of the task
 
     citation = "the CL tutorial's top-k projection; Kirkpatrick et al., 2017, PNAS 114: 3521–3526"
     cost = "each step: two passes over k × parameters; memory: (k + 2) × parameters; constant in the tasks"
 
     def check(self, learner):
-        super().check(learner)
         P = sum(p[0].numel() for p in learner.params.values())
         for task in range(learner.stream.tasks):
             n = min(len(learner.stream.indices(seed, task)) for seed in learner.seeds)

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.func import grad, vmap
 
+from cl_lib.bounds import Natural, NonNegative
 from cl_lib.errors import InputError
 from cl_lib.methods._base import Method, warn_unless_plain
 from cl_lib.nets.losses import cross_entropy
@@ -42,9 +43,9 @@ class GEM(Method):
     as the paper's does. Memory: the ring buffers, M samples in all.
     """
 
-    memory: int = 200  # M, samples in all
-    margin: float = 0.5  # γ, the least value of a dual variable
-    ridge: float = 1e-3  # ε
+    memory: Natural = 200  # M, samples in all
+    margin: NonNegative = 0.5  # γ, the least value of a dual variable
+    ridge: NonNegative = 1e-3  # ε
     relative: bool = True  # ε in units of the mean of ‖g_k‖²
 
     family = "replay"
@@ -54,9 +55,6 @@ class GEM(Method):
     cost = "each step: a pass over the whole memory and one gradient per old task; memory: the buffer; grows with tasks"
 
     def check(self, learner):
-        for name in ("memory", "margin", "ridge"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise InputError(f"{name}={getattr(self, name)} must be a finite number, 0 or more.")
         if 0 < self.memory < learner.stream.tasks:
             raise InputError(
                 f"memory={self.memory} cannot hold one sample of each of {learner.stream.tasks} tasks: raise memory."

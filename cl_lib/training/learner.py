@@ -325,7 +325,19 @@ class Learner:
             provenance=provenance(self.device),
             network=self.module,
             weights={k: t.detach().cpu().clone() for k, t in {**self.params, **self.buffers}.items()},
+            kept=self._kept(),
+            rows=[list(rows) for rows in self.stream.rows],
+            answering=self.method,
         )
+
+    def _kept(self) -> Bag:
+        """What a result holds beside the weights, on the host."""
+        kept = self.state_dict()
+        kept = Bag(state=kept.state, random=kept.random, active=kept.active)
+        mean, std = self.stream.normalisation
+        each = lambda t: t.expand(len(self.seeds), *t.shape).contiguous()
+        kept.normalise = Bag(mean=each(mean), std=each(std))
+        return pytree.tree_map(lambda t: t.cpu(), kept)
 
     def config(self) -> dict:
         """Plain values that identify this run, seeds apart: equal configurations give equal numbers."""
