@@ -52,6 +52,11 @@ class AGEM(Method):
         reference = net.grad(lambda net: cross_entropy(net(replay.x), replay.y, replay.get("rows")))
         return project(grads, reference)
 
+    def grow(self, state, growth):
+        """More tasks share the memory: each old one keeps the first ⌊M/T⌋ of its samples."""
+        before, now = growth.tasks
+        return Bag(state, buffer=thinned(state.buffer, before, self.memory // now))
+
     def after_task(self, net, task, state):
         buffer, share = state.buffer, self.memory // task.learner.stream.tasks
         x, y = task.data(share)
@@ -61,6 +66,18 @@ class AGEM(Method):
         for name, values in new.items():
             kept[name][at] = values
         return Bag(buffer=Bag(kept, seen=buffer.seen + len(y)))
+
+
+def thinned(buffer: Bag, tasks: int, share: int) -> Bag:
+    """The buffer ``[S, M+1, …]`` with the first ``share`` samples of each of so many tasks."""
+    out = Bag({name: torch.zeros_like(t) for name, t in buffer.items()})
+    for s in range(len(buffer.seen)):
+        task = buffer.task[s, : int(buffer.seen[s])]
+        rows = torch.cat([(task == t).nonzero().flatten()[:share] for t in range(tasks)])
+        for name in buffer.keys() - {"seen"}:
+            out[name][s, : len(rows)] = buffer[name][s, rows]
+        out.seen[s] = len(rows)
+    return out
 
 
 def project(grads: dict, reference: dict) -> dict:

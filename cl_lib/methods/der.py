@@ -5,7 +5,7 @@ from cl_lib.bounds import Count, Natural, NonNegative
 from cl_lib.methods._base import Method
 from cl_lib.replay import buffers
 from cl_lib.replay.rehearsal import draw_replay, warn_if_small
-from cl_lib.seeds import Bag
+from cl_lib.seeds import Bag, padded
 
 
 @dataclass
@@ -69,6 +69,12 @@ class DER(Method):
         if batch.epoch == 0 or self.every_epoch:
             generators = learner.random(batch.positions)
             buffers.reservoir_insert(state.buffer, generators, **self.kept(batch))
+
+    def grow(self, state, growth):
+        """Logits of rows that were not there when a sample was stored count as 0."""
+        logits = state.buffer.logits
+        wide = padded(logits, (*logits.shape[:-1], growth.outputs[1]))
+        return Bag(state, buffer=Bag(state.buffer, logits=wide))
 
     def kept(self, batch) -> dict:
         """What is kept of each sample of a batch."""

@@ -7,7 +7,7 @@ from cl_lib.bounds import Count, NonNegative, Share
 from cl_lib.curvature import fisher
 from cl_lib.methods._anchored import Anchored
 from cl_lib.nets.losses import quadratic, refuse_changed, with_gradient
-from cl_lib.seeds import Bag
+from cl_lib.seeds import Bag, padded
 
 
 @dataclass
@@ -55,6 +55,16 @@ class KFACEWC(Anchored, key="ewc_kfac"):
         if "rest" in state:
             total = total + quadratic(net.params, state.anchor, state.rest) / 2
         return total
+
+    def grow(self, state, growth):
+        """A layer's factors ``A [S, K, in, in]`` and ``G [S, K, out, out]``, with 0 for new outputs."""
+        if not state:
+            return state
+        factors = Bag()
+        for layer, f in state.factors.items():
+            out = growth.shapes[f"{layer}.weight"][0]
+            factors[layer] = Bag(f, G=padded(f.G, (*f.G.shape[:2], out, out)))
+        return Bag(growth.fitted(state), factors=factors)
 
     def after_task(self, net, task, state):
         x, y = task.data(self.fisher_samples)

@@ -9,7 +9,7 @@ from cl_lib.errors import InputError
 from cl_lib.methods._anchored import Anchored
 from cl_lib.nets.losses import refuse_changed, with_gradient
 from cl_lib.nets.vectors import unvector, vector
-from cl_lib.seeds import Bag
+from cl_lib.seeds import Bag, padded
 
 
 @dataclass
@@ -67,6 +67,19 @@ class TopKEWC(Anchored, key="ewc_topk"):
                 pull = pull + state.rest * Δ
             value = pull @ Δ / 2
         return with_gradient(value, net.params, unvector(net, pull))
+
+    def grow(self, state, growth):
+        """Vectors of all parameters end to end, with 0 at the new ones."""
+
+        def longer(vectors):
+            parts = vectors.split([shape.numel() for shape in growth.before.values()], -1)
+            shaped = [p.unflatten(-1, shape) for p, shape in zip(parts, growth.before.values(), strict=True)]
+            lead = vectors.shape[:-1]
+            wide = [padded(t, (*lead, *new)) for t, new in zip(shaped, growth.shapes.values(), strict=True)]
+            return torch.cat([t.flatten(len(lead)) for t in wide], -1)
+
+        flat = {k: longer(state[k]) for k in ("directions", "rest") if k in state}
+        return Bag(growth.fitted(state), **flat)
 
     def after_task(self, net, task, state):
         x, y = task.data(self.fisher_samples)

@@ -104,6 +104,19 @@ class GEM(Method):
         old = {k: torch.cat([state[k], ring[k][None]]) for k in ("x", "y")}
         return Bag(old, held=torch.cat([state.held, ring.size[None].to(state.held)]))
 
+    def grow(self, state, growth):
+        """More tasks share the memory: each old one keeps the first ⌊M/T⌋ of its samples."""
+        share = self.memory // growth.tasks[1]
+        if state and share == 0:
+            raise InputError(
+                f"memory={self.memory} cannot hold one sample of each of {growth.tasks[1]} tasks: raise memory."
+            )
+        return (
+            Bag(state, **{k: state[k][:, :, :share] for k in ("x", "y")}, held=state.held.clamp(max=share))
+            if state
+            else state
+        )
+
     def direct(self, grads, net, batch, state):
         if "x" not in state or state.x.shape[0] == 0:
             return grads

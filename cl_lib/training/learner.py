@@ -19,6 +19,7 @@ from torch.utils import _pytree as pytree
 
 from cl_lib.errors import Diverged, InputError, PoorPairing
 from cl_lib.identity import plain, provenance
+from cl_lib.methods._base import Growth
 from cl_lib.nets.dropout import stackable
 from cl_lib.nets.net import Net
 from cl_lib.results.result import Result
@@ -28,7 +29,7 @@ from cl_lib.training import evaluation
 from cl_lib.training.batch import Samples
 from cl_lib.training.callbacks import Moment
 from cl_lib.training.loop import Loop, diverged
-from cl_lib.training.networks import Networks
+from cl_lib.training.networks import Networks, with_rows
 from cl_lib.training.options import DTYPES, Options
 from cl_lib.training.progress import Progress
 from cl_lib.training.records import Records, bytes_of
@@ -225,6 +226,43 @@ class Learner:
                     self, self.method, self.networks, self.state, samples, group, options, epochs,
                     _Told(self, tasks[-1], options, recorded), accuracy, stop, self.capture,
                 ).run()  # fmt: skip
+
+    # --- tasks that were not known ------------------------------------------------------------------------
+
+    def extend(self, train, test, **more) -> int:
+        """Append a task that was not known when training began, and return its number; ``learn()`` then trains it.
+
+        ``train`` and ``test`` are what :meth:`Stream.extended <cl_lib.data.stream.Stream.extended>` takes. Classes
+        that are new get output rows at the end, drawn as a linear layer's are, from random numbers of each seed's
+        own; a class that comes back keeps its row. What was learned, what the method keeps and what was measured stay
+        as they are, R and the method's tables get room. Raises InputError for a network whose last layer is not
+        linear, and for a method that has to know its tasks beforehand.
+        """
+        stream = self.stream.extended(train, test, **more)
+        self.grow(stream)
+        return stream.tasks - 1
+
+    @torch.no_grad()
+    def grow(self, stream) -> None:
+        """Go on with a longer stream, whose first tasks are those of the present one."""
+        stream = stream.to(self.device)
+        if stream.tasks < self.stream.tasks or [list(r) for r in stream.rows[: self.stream.tasks]] != [
+            list(r) for r in self.stream.rows
+        ]:
+            raise InputError(f"{stream} does not begin as {self.stream} does: make it with stream.extended(…).")
+        more = stream.outputs - self.stream.outputs
+        module, tensors = self.module, {**self.params, **self.buffers}
+        shapes = lambda: {name: p.shape[1:] for name, p in self.params.items()}
+        before = shapes()
+        if more:
+            module, tensors = with_rows(module, tensors, more, self.random(purpose=f"rows {stream.outputs}"))
+        after = {name: tensors[name].shape[1:] for name in before}
+        growth = Growth((self.stream.tasks, stream.tasks), (self.stream.outputs, stream.outputs), before, after)
+        self.state = self.method.grow(self.state, growth)
+        self.rebuild(module, tensors)
+        self.stream, self.rows = stream, Rows(stream, self.options.loss_over, self.device)
+        self.records.widen(stream.tasks, stream.outputs)
+        self.progress.tasks = stream.tasks
 
     # --- what counts -------------------------------------------------------------------------------------
 

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from cl_lib.bounds import BelowOne, Bound, Count, Natural
+from cl_lib.errors import InputError
 from cl_lib.methods._base import Method
 from cl_lib.methods.eidetic import structure
 from cl_lib.methods.eidetic.apprentice import Apprentice
@@ -126,6 +127,12 @@ class Eidetic(Method):
         chosen = masked(route(net, net.features(x)), state.seen).argmax(-1)
         at = net.buffers["place"][chosen]
         return logits.gather(1, at.clamp(min=0)).masked_fill(at < 0, -math.inf)
+
+    def grow(self, state, growth):
+        raise InputError(
+            "eidetic owns neurons by task from the start, and its output rows and router with them: give the stream "
+            "all its tasks when training begins, or another method for tasks that are not known."
+        )
 
     # --- all seeds ---------------------------------------------------------------------------------------
 
