@@ -140,16 +140,25 @@ class Stream:
 
         Returns x `[S, B, channels, height, width]` float32 and y `[S, B]` int64.
         """
-        test = part == "test"
-        images, labels = (self.data.x_test, self.data.y_test) if test else (self.data.x, self.data.y)
-        flat = index.flatten()
-        x = images.index_select(0, flat).view(*index.shape, *self.shape)
-        x = x.float().mul_(1 / 255) if x.dtype == torch.uint8 else x
-        x = self.view.images(x, seeds, index, task)
-        x = self.view.inputs(x.sub_(self._mean).div_(self._std), seeds, task)
+        x = self.seen(self.images(index, part), seeds, index, task)
+        return x, self.labels(seeds, index, task, part)
 
-        ranks = self._ranks(tuple(seeds)).gather(1, labels.index_select(0, flat).view_as(index))
-        return x, ranks + (self.rows[task].start if isinstance(task, int) else self._first_row[task])
+    def images(self, index: Tensor, part: str = "train") -> Tensor:
+        """The data set's own images ``[…, channels, height, width]`` at ``index`` ``[…]``, uint8 or float32."""
+        images = self.data.x_test if part == "test" else self.data.x
+        return images.index_select(0, index.flatten()).view(*index.shape, *self.shape)
+
+    def seen(self, images: Tensor, seeds: Sequence[int], index: Tensor | None, task: int | Tensor) -> Tensor:
+        """Such images ``[S, B, …]`` of some task as the network meets them, float32; ``index`` is for views only."""
+        x = images.float().mul_(1 / 255) if images.dtype == torch.uint8 else images.clone()
+        x = self.view.images(x, seeds, index, task)
+        return self.view.inputs(x.sub_(self._mean).div_(self._std), seeds, task)
+
+    def labels(self, seeds: Sequence[int], index: Tensor, task: int | Tensor, part: str = "train") -> Tensor:
+        """The output rows of some task's images, int64 ``[S, B]``."""
+        labels = self.data.y_test if part == "test" else self.data.y
+        ranks = self._ranks(tuple(seeds)).gather(1, labels.index_select(0, index.flatten()).view_as(index))
+        return ranks + (self.rows[task].start if isinstance(task, int) else self._first_row[task])
 
     def pixels(self, x: Tensor) -> Tensor:
         """Inputs `[…, channels, height, width]` as pixels from 0 to 1 again; permuted ones stay permuted."""

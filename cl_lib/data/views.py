@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +27,9 @@ def generator(seed: int, *purpose) -> torch.Generator:
 
 @dataclass(frozen=True)
 class View:
-    """The images as they are."""
+    """The images as they are. ``needs`` says what it asks about a sample: its ``task``, its ``index``."""
+
+    needs: ClassVar[tuple[str, ...]] = ()
 
     def images(self, x: Tensor, seeds: Sequence[int], index: Tensor, task: int | Tensor) -> Tensor:
         """Pixels `[S, B, channels, height, width]` in [0, 1] -> pixels; `index` `[S, B]` tells the images."""
@@ -48,6 +51,7 @@ class View:
 class Permuted(View):
     """Each task has its own order of the pixels, drawn by the seed; a pixel's channels stay together."""
 
+    needs = ("task",)
     tasks: int
     identity_first: bool = False
 
@@ -64,6 +68,7 @@ class Permuted(View):
 class Rotated(View):
     """Each task turns the images by its own angle: the given one, or drawn by the seed from [0°, 180°)."""
 
+    needs = ("task",)
     tasks: int
     angles: tuple[float, ...] | None = None
 
@@ -78,6 +83,7 @@ class Rotated(View):
 class Shifted(View):
     """Each task corrupts the images in its own way, named in `SHIFTS`."""
 
+    needs = ("task", "index")
     shifts: tuple[str, ...]
 
     def __post_init__(self):

@@ -45,6 +45,8 @@ class Trainer(Protocol):
     def net(self, position: int = 0, training: bool = False): ...
     def random(self, positions=None, purpose="method", owner="") -> list[torch.Generator]: ...  # one a seed
     def example(self) -> tuple[Tensor, Tensor]: ...  # one sample as the network meets it, and its output row
+    def sample(self, position=0, task=0, index=None, part="train") -> Bag: ...  # samples as a buffer keeps them
+    def seen(self, samples: Bag, positions) -> Tensor: ...  # stored samples [G, B, …] as the network meets them
     def masks(self, task: int) -> Bag: ...  # [C]: old, seen, present, rows
     def rows_of(self, tasks: Tensor, seen: Tensor) -> Tensor | None: ...  # [..., C]: rows that count for stored samples
     def augmented(self, x: Tensor, positions) -> Tensor: ...  # [G, B, …]

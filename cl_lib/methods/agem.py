@@ -59,13 +59,12 @@ class AGEM(Method):
 
     def after_task(self, net, task, state):
         buffer, share = state.buffer, self.memory // task.learner.stream.tasks
-        x, y = task.data(share)
-        at = slice(int(buffer.seen), int(buffer.seen) + len(y))
-        new = {"x": x, "y": y, "task": torch.full_like(y, task.index)}
+        new = task.draw(share)
+        at = slice(int(buffer.seen), int(buffer.seen) + len(new.y))
         kept = {name: buffer[name].clone() for name in new}
         for name, values in new.items():
             kept[name][at] = values
-        return Bag(buffer=Bag(kept, seen=buffer.seen + len(y)))
+        return Bag(buffer=Bag(kept, seen=buffer.seen + len(new.y)))
 
 
 def thinned(buffer: Bag, tasks: int, share: int) -> Bag:

@@ -1,10 +1,11 @@
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
+
 from cl_lib.bounds import Count, Natural, NonNegative
 from cl_lib.methods._base import Method
-from cl_lib.replay import buffers
-from cl_lib.replay.rehearsal import draw_replay, warn_if_small
+from cl_lib.replay.rehearsal import draw_replay, insert, start_buffer, warn_if_small
 from cl_lib.seeds import Bag, padded
 
 
@@ -47,8 +48,11 @@ class DER(Method):
         warn_if_small(self, learner)
 
     def start(self, learner):
-        x, _ = learner.example()
-        return Bag(buffer=buffers.empty(self.memory, len(learner.seeds), x, logits=x.new_zeros(learner.stream.outputs)))
+        unused = {"y", "task"} - set(learner.stream.view.needs)
+        return Bag(buffer=start_buffer(learner, self.memory, unused, logits=self.logits(learner)))
+
+    def logits(self, learner):
+        return torch.zeros(learner.stream.outputs, device=learner.device, dtype=learner.dtype)
 
     def before_step(self, learner, batch, state):
         if self.strength != 0:
@@ -67,15 +71,10 @@ class DER(Method):
 
     def after_step(self, learner, batch, state):
         if batch.epoch == 0 or self.every_epoch:
-            generators = learner.random(batch.positions)
-            buffers.reservoir_insert(state.buffer, generators, **self.kept(batch))
+            insert(learner, batch, state.buffer, logits=batch.out.logits)
 
     def grow(self, state, growth):
         """Logits of rows that were not there when a sample was stored count as 0."""
         logits = state.buffer.logits
         wide = padded(logits, (*logits.shape[:-1], growth.outputs[1]))
         return Bag(state, buffer=Bag(state.buffer, logits=wide))
-
-    def kept(self, batch) -> dict:
-        """What is kept of each sample of a batch."""
-        return {"x": batch.raw, "logits": batch.out.logits}

@@ -4,8 +4,7 @@ from typing import Literal
 from cl_lib.bounds import Count, Natural, NonNegative
 from cl_lib.methods._base import Method
 from cl_lib.nets.losses import cross_entropy
-from cl_lib.replay import buffers
-from cl_lib.replay.rehearsal import draw_replay, refill, start_buffer, warn_if_small
+from cl_lib.replay.rehearsal import draw_replay, insert, refill, start_buffer, warn_if_small
 from cl_lib.seeds import Bag
 
 
@@ -52,8 +51,9 @@ class ER(Method):
         draw_replay(learner, batch, state.buffer, self.replay_batch)
 
     def has(self, hook):
-        sums = hook == "task" and type(self).task is ER.task and not self.joined  # then the loss is the usual one
-        return not sums and super().has(hook)
+        usual = type(self).task is ER.task and not self.joined
+        idle = {"task": usual, "after_task": self.buffer == "reservoir", "after_step": self.buffer != "reservoir"}
+        return not idle.get(hook) and super().has(hook)
 
     def task(self, net, batch):
         if self.joined and "replay" in batch:
@@ -72,8 +72,7 @@ class ER(Method):
 
     def after_step(self, learner, batch, state):
         if self.buffer == "reservoir" and batch.epoch == 0:
-            generators = learner.random(batch.positions)
-            buffers.reservoir_insert(state.buffer, generators, x=batch.raw, y=batch.y, task=batch.task)
+            insert(learner, batch, state.buffer)
 
     def after_task(self, net, task, state):
         if self.buffer in ("balanced", "herding") and self.memory > 0:

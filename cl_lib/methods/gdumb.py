@@ -63,7 +63,8 @@ class GDumb(Method):
             self.collect(learner, task, position)
         learner.reset()
         buffer = learner.state.buffer
-        joined = Bag(x=buffer.x, y=buffer.y, task=buffer.task, count=buffers.filled(buffer))
+        x = learner.seen(buffer, range(len(learner.seeds)))
+        joined = Bag(x=x, y=buffer.y, task=buffer.task, count=buffers.filled(buffer))
         options = dataclasses.replace(
             learner.options, epochs=self.passes, optimizer="sgd", lr=self.top_rate, momentum=0.9, weight_decay=1e-6,
             clip=10.0, schedule=lambda optimizer: LambdaLR(optimizer, self.share_of_top_rate), patience=None,
@@ -75,12 +76,11 @@ class GDumb(Method):
         index = learner.stream.indices(learner.seeds[position], task)
         g = learner.random((position,))[0]
         index = index[torch.randperm(len(index), generator=g, device=g.device).to(index.device)]
-        x, y = learner.stream.batch([learner.seeds[position]], index[None], task)
-        new = {"x": x[0], "y": y[0], "task": torch.full_like(y[0], task)}
+        new = learner.sample(position, task, index)
         buffer, outputs = learner.state.buffer, learner.stream.outputs
         held = int(buffers.filled(buffer)[position])
         group = (buffer.task * outputs + buffer.y)[position, :held].tolist()
-        slots, rows = greedy(group, (new["task"] * outputs + new["y"]).tolist(), self.memory, g)
+        slots, rows = greedy(group, (new.task * outputs + new.y).tolist(), self.memory, g)
         for name, values in new.items():
             buffer[name][position, slots] = values[rows].to(buffer[name].dtype)
         buffer.seen[position] = max([held, *(s + 1 for s in slots)])

@@ -292,6 +292,24 @@ class Learner:
         x, y = self.stream.batch(self.seeds[:1], index, 0)
         return x[0, 0].to(self.dtype), y[0, 0]
 
+    def sample(self, position: int = 0, task: int = 0, index: Tensor | None = None, part: str = "train") -> Bag:
+        """Samples of a task as a buffer keeps them: ``x`` as the data set has it, ``y``, ``task``, and what views need.
+
+        ``index`` ``[n]`` counts in the part of the data set that ``part`` names, and gives ``[n, …]``; None is one
+        sample, without an axis.
+        """
+        of = self.stream.indices(self.seeds[position], task, part)[:1] if index is None else index
+        y = self.stream.labels(self.seeds[position : position + 1], of[None], task, part)[0]
+        kept = Bag(x=self.stream.images(of, part), y=y, task=torch.full_like(y, task))
+        if "index" in self.stream.view.needs:
+            kept.index = of
+        return pytree.tree_map(lambda t: t[0], kept) if index is None else kept
+
+    def seen(self, samples: Bag, positions) -> Tensor:
+        """Stored samples ``[G, B, …]`` of the seeds at ``positions`` as the network meets them, not augmented."""
+        seeds, task = [self.seeds[i] for i in positions], samples.get("task", 0)
+        return self.stream.seen(samples.x, seeds, samples.get("index"), task).to(self.dtype)
+
     def augmented(self, x: Tensor, positions) -> Tensor:
         """Inputs ``[G, B, …]`` of the seeds at ``positions``, augmented as the stream says."""
         augment = self.stream.augment

@@ -102,9 +102,9 @@ class Eidetic(Method):
         if learner.stream.scenario != "task":
             state.seen = torch.zeros(S, learner.stream.tasks, dtype=torch.bool, device=learner.device)
             if self.router_samples is not None:
-                (x, y), size = learner.example(), (S, self.router_samples * learner.stream.tasks)
-                state.x, state.y = x.new_zeros(*size, *x.shape), y.new_zeros(size)
-                state.task, state.count = y.new_zeros(size), torch.zeros(S, dtype=torch.int64)
+                size = S, self.router_samples * learner.stream.tasks
+                state.images = Bag({k: t.new_zeros(*size, *t.shape) for k, t in learner.sample().items()})
+                state.count = torch.zeros(S, dtype=torch.int64)
         return state
 
     # --- one model ---------------------------------------------------------------------------------------

@@ -109,7 +109,7 @@ class ReCL(Wrapper):
         rows = taught(learner, task)
         if self.source == "stored":
             kept = learner.state.stored
-            return Bag(x=kept.x, y=kept.y, count=buffers.filled(kept))
+            return Bag(x=learner.seen(kept, range(len(learner.seeds))), y=kept.y, count=buffers.filled(kept))
         y = reconstruction.labels(self.samples, rows)
         generators, like = learner.random(purpose="recl"), learner.example()[0]
         x = like.new_zeros(len(learner.seeds), self.samples, *like.shape)
