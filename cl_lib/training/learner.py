@@ -201,7 +201,7 @@ class Learner:
         chosen = {"seen": out.seen, "present": out.present, "all": None}[self.options.loss_over]
         out.rows = {"task": out.present, "domain": None, "class": chosen}[self.stream.scenario]
         before = self.stream.rows[:task]
-        out.heads = before if self.stream.scenario == "task" else [range(max((r.stop for r in before), default=0))]
+        out.heads = before if self.stream.scenario == "task" else [range(max((r[-1] + 1 for r in before), default=0))]
         return out
 
     def rows_of(self, tasks: Tensor, seen: Tensor) -> Tensor | None:
