@@ -168,9 +168,9 @@ class Learner:
             self._once_a_seed("after_task", task)
         self.done += 1
         with self.records.clock("evaluate", task):
-            later = self.stream.scenario != "class"
-            hits = self.hits(range(self.stream.tasks if later else task + 1))
-        self.records.after(task, self.active, *hits)
+            measured = self.rows.answerable(task + 1)
+            hits = self.hits(measured)
+        self.records.after(task, self.active, measured, *hits)
         losses = self.records.losses[self.active, task]
         self.tell("on_task", task, losses.shape[-1] - 1, 0, tuple(self.active), losses[:, -1])
 
