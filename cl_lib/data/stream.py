@@ -237,7 +237,7 @@ class Stream:
             x ``[S, B, channels, height, width]`` float32 and y ``[S, B]`` int64.
         """
         x = self.seen(self.images(index, part), seeds, index, task)
-        return x, self.labels(seeds, index, task, part)
+        return x, self.answers(seeds, index, task, part)
 
     def images(self, index: Tensor, part: str = "train") -> Tensor:
         """The data set's own images ``[…, channels, height, width]`` at ``index`` ``[…]``, uint8 or float32."""
@@ -250,7 +250,7 @@ class Stream:
         x = self.view.images(x, seeds, index, task)
         return self.view.inputs(x.sub_(self._mean).div_(self._std), seeds, task)
 
-    def labels(self, seeds: Sequence[int], index: Tensor, task: int | Tensor, part: str = "train") -> Tensor:
+    def answers(self, seeds: Sequence[int], index: Tensor, task: int | Tensor, part: str = "train") -> Tensor:
         """The output rows of some task's images, int64 ``[S, B]``."""
         labels = self.data.y_test if part == "test" else self.data.y
         at = labels.index_select(0, index.flatten()).view_as(index) + len(self.data.classes) * task

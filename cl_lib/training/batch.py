@@ -143,7 +143,7 @@ class Samples:
             y = own_y
         else:
             seeds, task = [self.seeds[i] for i in group], plan.task if len(self.tasks) > 1 else self.tasks[0]
-            images, y = self.stream.images(plan.index), self.stream.labels(seeds, plan.index, task)
+            images, y = self.stream.images(plan.index), self.stream.answers(seeds, plan.index, task)
             raw = self.stream.seen(images, seeds, plan.index, task).to(dtype)
             x = self.augmented(raw, group)
         if joined is not None and not self.alone:

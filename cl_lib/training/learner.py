@@ -299,7 +299,7 @@ class Learner:
         sample, without an axis.
         """
         of = self.stream.indices(self.seeds[position], task, part)[:1] if index is None else index
-        y = self.stream.labels(self.seeds[position : position + 1], of[None], task, part)[0]
+        y = self.stream.answers(self.seeds[position : position + 1], of[None], task, part)[0]
         kept = Bag(x=self.stream.images(of, part), y=y, task=torch.full_like(y, task))
         if "index" in self.stream.view.needs:
             kept.index = of
