@@ -8,6 +8,7 @@ left out of the steps that they do not take.
 """
 
 import functools
+import json
 import warnings
 from collections.abc import Callable
 
@@ -20,6 +21,7 @@ from torch.utils import _pytree as pytree
 from cl_lib.errors import Diverged, InputError, PoorPairing
 from cl_lib.identity import plain, provenance
 from cl_lib.methods._base import Growth
+from cl_lib.methods._registry import from_config
 from cl_lib.nets.dropout import stackable
 from cl_lib.nets.net import Net
 from cl_lib.results.result import Result
@@ -69,6 +71,8 @@ class Learner:
         self.stream = stream.to(self.device)
         self.callbacks = watching.check(callbacks)
         self.method.refuse_unless_served(stream.scenario)
+        if not stream.boundaries:
+            refuse_if_told(self.method, stream)
         if stream.scenario in self.method.poor:
             warnings.warn(
                 f"{self.method.key} in {stream.scenario}-incremental learning: {self.method.poor[stream.scenario]}",
@@ -97,6 +101,33 @@ class Learner:
         self.state = self.method.start(self)
         size = len(self.seeds), self.stream.tasks, self.stream.outputs, self.options.epochs
         self.records = Records(*size, self.device)
+
+    @classmethod
+    def resume(cls, result: Result, stream, *, method=None, **options) -> "Learner":
+        """A learner where a result left one, also in another process: ``Learner.resume(Result.load(path), stream)``.
+
+        ``stream`` is the one that it was made on. What a file cannot hold (a network, an optimiser, a method of your
+        own) is given again; everything else is as it was, and may not be changed. :meth:`extend` then appends tasks.
+        Raises InputError for another stream or setting, and for a result that lacks what the method kept.
+        """
+        if "state" not in result.kept or not result.weights:
+            raise InputError("This result holds no state to go on from: it was made by an older version; run it again.")
+        settings = {f: result.config[f] for f in Options.__dataclass_fields__ if f in result.config}
+        method = method or result.answering or from_config(result.method, result.config.get("parameters", {}))
+        learner = cls(method, stream, seeds=result.seeds, **settings | options)
+        here, there = (json.loads(json.dumps(c, default=str)) for c in (learner.config(), result.config))
+        if differing := [k for k in here if k != "code" and here[k] != there.get(k)]:
+            raise InputError(f"This result was made with other settings: {', '.join(differing)} differ. Give the same.")
+        seconds, curves = (Bag({k: torch.from_numpy(v.copy()) for k, v in getattr(result, name).items()})
+                           for name in ("seconds_by_task", "curves"))  # fmt: skip
+        arrays = {"R": result.R, "untrained": result.baseline, "per_class": result.per_class, "losses": result.losses}
+        records = Bag({k: torch.from_numpy(v.copy()) for k, v in arrays.items()}, seconds=seconds, curves=curves)
+        tensors = Bag(result.weights)
+        done = int((~np.isnan(result.R)).any((0, 2)).sum())
+        learner.load_state_dict(
+            Bag(result.kept, params=tensors, buffers=tensors, records=records, done=torch.tensor(done))
+        )
+        return learner
 
     # --- the networks ------------------------------------------------------------------------------------
 
@@ -426,6 +457,21 @@ class Learner:
         self.records.load_state_dict(kept.records)
         self.active = kept.active.nonzero().flatten().tolist()
         self.done = self.met = int(kept.done)
+
+
+def refuse_if_told(method, stream) -> None:
+    """Refuse what has to know where a task begins or ends on a stream that does not say it."""
+    asked = [hook for hook in ("before_task", "after_task", "fit") if method.has(hook)]
+    if asked:
+        raise InputError(
+            f"{method.key} has to be told where a task begins or ends ({', '.join(asked)}), and this stream was made "
+            "with boundaries=False: choose a method that is not, such as er, der or upgd, or boundaries=True."
+        )
+    if stream.scenario == "task":
+        raise InputError(
+            "Task-incremental learning tells the task of every sample, so boundaries=False contradicts it: choose "
+            "scenario='class' or 'domain'."
+        )
 
 
 class _Told:
