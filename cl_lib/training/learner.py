@@ -93,6 +93,7 @@ class Learner:
         self.on_step = None
         self.active = list(range(len(self.seeds)))
         self.method.check(self)
+        self._config = configuration(self.method, self.stream, self.options)  # as they are before any training
         self.state = self.method.start(self)
         size = len(self.seeds), self.stream.tasks, self.stream.outputs, self.options.epochs
         self.records = Records(*size, self.device)
@@ -329,7 +330,7 @@ class Learner:
 
     def config(self) -> dict:
         """Plain values that identify this run, seeds apart: equal configurations give equal numbers."""
-        return configuration(self.method, self.stream, self.options)
+        return dict(self._config)
 
     def state_dict(self) -> Bag:
         """Everything the next task depends on, as a Bag of tensors: the learner between two tasks."""
