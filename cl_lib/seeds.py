@@ -107,6 +107,20 @@ def stack_padded(tensors: list[Tensor]) -> Tensor:
     return out
 
 
+def padded(t: Tensor, shape) -> Tensor:
+    """A tensor with zeros at the end of its axes, in another shape that has room for it."""
+    if tuple(t.shape) == tuple(shape):
+        return t
+    out = t.new_zeros(shape)
+    out[tuple(slice(n) for n in t.shape)] = t
+    return out
+
+
+def cat_padded(tensors) -> Tensor:
+    """Tensors ``[G, …]`` of groups of seeds along their first axis; those of smaller size end in zeros."""
+    return stack_padded([row for t in tensors for row in t])
+
+
 def placed(tree: Bag, device) -> Bag:
     """A copy of nested Bags on a device, the counts that decide shapes on the host."""
     return Bag(

@@ -20,9 +20,18 @@ from cl_lib.methods import er, lwf
 from cl_lib.methods._base import REGISTERED
 from cl_lib.methods._registry import make, registry
 from cl_lib.nets import losses
-from cl_lib.training import loop
+from cl_lib.training import loop, request
+from cl_lib.training.learner import Learner
 from cl_lib.training.options import Options
-from cl_lib.training.request import configuration, reached
+
+
+def reached(method, stream, options):
+    return request.reached(method, stream, options, Learner)
+
+
+def configuration(method, stream, options):
+    return request.configuration(method, stream, options, reached(method, stream, options)[0])
+
 
 QUICK = {"epochs": 1, "batch_size": 8, "hidden": (8,), "lr": 0.02}
 
@@ -324,6 +333,22 @@ def test_a_host_and_the_parts_of_a_sum_count(monkeypatch):
     assert not {configuration(kind, stream(), Options())["code"]["method"] for kind in kinds} & {*was}
 
 
+def test_functions_that_a_stream_or_a_run_is_given_count():
+    def brighter(by):
+        return lambda x: x + by
+
+    def descent(rate):
+        return lambda parameters: torch.optim.SGD(parameters, lr=rate)
+
+    told = [
+        configuration(make("er"), stream(augment=brighter(by)), Options(optimizer=descent(rate)))["code"]
+        for by, rate in ((0.1, 0.1), (0.2, 0.1), (0.1, 0.2))
+    ]
+    differing = lambda one: {name for name in one if one[name] != told[0][name]}
+    assert [differing(one) for one in told] == [set(), {"stream"}, {"optimizer"}]
+    assert configuration(make("er"), stream(), Options())["code"].keys() == {"method", "network", "stream", "training"}
+
+
 def test_what_a_method_without_fields_is_made_with_counts():
     class Loose(cl_lib.Method, registered=False):
         def __init__(self, width):
@@ -336,10 +361,11 @@ def test_two_processes_give_the_same_digests():
     ask = (
         "import json, cl_lib\n"
         "from cl_lib.methods._registry import registry\n"
+        "from cl_lib.training.learner import Learner\n"
         "from cl_lib.training.request import reached\n"
         "from cl_lib.training.options import Options\n"
         "stream = cl_lib.split('digits')\n"
-        "print(json.dumps({key: reached(kind(), stream, Options()) for key, kind in registry().items()}))\n"
+        "print(json.dumps({key: reached(kind(), stream, Options(), Learner) for key, kind in registry().items()}))\n"
     )
     told = []
     for seed in "12":

@@ -1,29 +1,35 @@
-"""Augmentation of whole batches on the device: a random crop of the padded image, mirrored half the time."""
+"""Augmentation of whole batches on the device: :class:`Augment`, or a transform of your own.
 
+Drawing and applying are apart, ``draw(n, generator)`` and ``apply(x, draws)``: each seed draws with its own generator,
+then all are changed at once.
+"""
+
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from cl_lib.errors import InputError
+from cl_lib.identity import identify
 
 
 @dataclass(frozen=True, eq=False)
 class Augment:
     """Random crop and horizontal flip, the usual pair for small natural images.
 
-    An image is padded by `crop` pixels on each side; a window of the image's size is cut out at (dx, dy),
+    An image is padded by ``crop`` pixels on each side; a window of the image's size is cut out at (dx, dy),
     uniform in 0…2·crop, and mirrored left to right with probability one half. dx = dy = crop, not mirrored,
     is the image itself.
 
     Arguments:
         crop: the padding in pixels; 0 for no crop.
         flip: whether to mirror.
-        fill: what the padding holds, a number or a tensor `[channels, 1, 1]`. None is 0; a stream replaces it
+        fill: what the padding holds, a number or a tensor ``[channels, 1, 1]``. None is 0; a stream replaces it
             by black as the network meets it.
 
-    Drawing and applying are apart: each seed draws with its own generator, all are changed at once.
-    Raises InputError if `crop` is not a whole number from 0 up.
+    Raises:
+        InputError: if ``crop`` is not a whole number from 0 up.
     """
 
     crop: int = 4
@@ -35,12 +41,12 @@ class Augment:
             raise InputError(f"crop={self.crop!r} cannot be used: give a whole number of pixels from 0 up.")
 
     def draw(self, n: int, generator: torch.Generator) -> Tensor:
-        """What happens to each of `n` images: dx, dy, and flip (0 or 1), int64 `[n, 3]`."""
+        """What happens to each of ``n`` images: dx, dy, and flip (0 or 1), int64 ``[n, 3]``."""
         below = lambda k: torch.randint(k, (n,), generator=generator, device=generator.device)
         return torch.stack([below(2 * self.crop + 1), below(2 * self.crop + 1), below(1 + self.flip)], dim=-1)
 
     def apply(self, x: Tensor, draws: Tensor) -> Tensor:
-        """Change images `[..., channels, height, width]` by draws `[..., 3]`; the same shape comes back."""
+        """Change images ``[..., channels, height, width]`` by draws ``[..., 3]``; the same shape comes back."""
         C, H, W = x.shape[-3:]
         images = x.reshape(-1, C, H, W)
         dx, dy, flip = draws.to(x.device).reshape(-1, 3).unbind(-1)
@@ -62,3 +68,58 @@ class Augment:
         if isinstance(fill, Tensor):
             fill = [round(value, 4) for value in fill.flatten().tolist()]
         return {"crop": self.crop, "flip": self.flip, "fill": fill}
+
+
+@dataclass(frozen=True, eq=False)
+class Transform:
+    """Any function of a batch as an augmentation, torchvision's v2 transforms among them.
+
+    Arguments:
+        function: a batch ``[B, channels, height, width]`` as the network meets it, normalised, to a batch of the same
+            shape and dtype. It is called once a step and seed. torchvision's random transforms draw once for a whole
+            batch; one draw an image is ``lambda x: torch.stack([transform(image) for image in x])``.
+
+    What ``function`` draws must come from torch's global generator. Each call runs with that generator seeded by a draw
+    of the seed's own, and finds it put back afterwards: what one seed's images become does not depend on the seeds
+    beside it. On CUDA the call waits for the device, which has to tell the draw.
+    """
+
+    function: Callable[[Tensor], Tensor]
+
+    def draw(self, n: int, generator: torch.Generator) -> Tensor:
+        """One seed for the whole batch of ``n`` images, int64 ``[n, 1]``."""
+        return torch.randint(2**63 - 1, (1, 1), generator=generator, device=generator.device).expand(n, 1)
+
+    def apply(self, x: Tensor, draws: Tensor) -> Tensor:
+        """Change batches ``[..., B, channels, height, width]`` by draws ``[..., B, 1]``, equal within a batch.
+
+        Raises:
+            InputError: if the function gives back another shape, dtype or device, or no tensor.
+        """
+        batches = x.reshape(-1, *x.shape[-4:])
+        seeds = draws.reshape(*batches.shape[:2])[:, 0].tolist()
+        return torch.stack([self._call(*pair) for pair in zip(batches, seeds, strict=True)]).reshape(x.shape)
+
+    def _call(self, batch: Tensor, seed: int) -> Tensor:
+        cuda = [batch.device] if batch.is_cuda else []
+        with torch.no_grad(), torch.random.fork_rng(cuda):
+            torch.default_generator.manual_seed(seed)
+            for device in cuda:
+                with torch.cuda.device(device):
+                    torch.cuda.manual_seed(seed)
+            out = self.function(batch.clone())
+        kind = lambda t: (t.shape, t.dtype, t.device)
+        if not isinstance(out, Tensor) or kind(out) != kind(batch):
+            found = f"{out.dtype} {list(out.shape)} on {out.device}" if isinstance(out, Tensor) else type(out).__name__
+            name = getattr(self.function, "__name__", type(self.function).__name__)
+            raise InputError(
+                f"The transform {name} made {found} of a batch: give back its own kind, "
+                f"here {batch.dtype} {list(batch.shape)} on {batch.device}."
+            )
+        return out
+
+    def to(self, device: str | torch.device) -> "Transform":
+        return self
+
+    def config(self) -> dict:
+        return {"transform": identify(self.function)}

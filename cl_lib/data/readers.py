@@ -146,7 +146,7 @@ def _ensure(folder: Path, files: dict[str, str], download: Callable) -> None:
 
 @contextmanager
 def _downloading(folder: Path, patience: float = 30.0):
-    """Say in one sentence that a download failed; a server silent for `patience` seconds has failed."""
+    """Say in one sentence that a download failed; a server silent for ``patience`` seconds has failed."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(patience)
     try:
@@ -172,9 +172,9 @@ def _whole(folder: Path):
 
 
 def _decoded(folder: Path, train: list, test: list, expected: tuple[int, int], side: int):
-    """Lists of (file, label) -> x, y, x_test, y_test, the images `side` pixels square.
+    """Lists of (file, label) -> x, y, x_test, y_test, the images ``side`` pixels square.
 
-    Decoding takes a while, so the tensors are kept beside the folder in `<folder>.safetensors`.
+    Decoding takes a while, so the tensors are kept beside the folder in ``<folder>.safetensors``.
     """
     if (len(train), len(test)) != expected:
         raise InputError(
@@ -200,7 +200,7 @@ def _decoded(folder: Path, train: list, test: list, expected: tuple[int, int], s
 
 
 def _picture(file: Path, side: int) -> Tensor:
-    """A picture file -> uint8 `[3, side, side]`: the shorter side scaled to `side`, the middle cut out."""
+    """A picture file -> uint8 ``[3, side, side]``: the shorter side scaled to ``side``, the middle cut out."""
     from PIL import Image, ImageOps
 
     try:

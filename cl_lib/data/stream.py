@@ -1,57 +1,73 @@
 """What a stream is: a data set cut into the tasks that a learner meets one after another.
 
-The classes arrive in an order, over and over; task t takes the next `sizes[t]` of them and sees their images
-through its view. `cl_lib.streams` makes them.
+The classes arrive in an order, over and over; task t takes the next ``sizes[t]`` of them and sees their images
+through its view. :mod:`cl_lib.data.streams` makes them.
 """
 
 import copy
 import itertools
 import textwrap
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from numbers import Real
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from cl_lib.data.augment import Augment
-from cl_lib.data.datasets import Dataset
-from cl_lib.data.views import View, generator
+from cl_lib.data.augment import Augment, Transform
+from cl_lib.data.datasets import Dataset, join
+from cl_lib.data.views import Until, View, chance
 from cl_lib.errors import InputError, suggest
 
 SCENARIOS = "task", "domain", "class"
 NORMALISE = "standard", "centre", "none"
 PARTS = "train", "valid", "test"
+RULES = {"label": ("domain", "class"), "rank": ("domain",), "new": ("task", "class")}  # rule: scenarios
 
 
 class Stream:
-    """A data set as a sequence of tasks; `split`, `permuted`, `rotated`, `shifted`, `from_datasets` make one.
+    """A data set as a sequence of tasks; ``split``, ``permuted``, ``rotated``, ``shifted``, ``from_datasets`` make one.
 
     What seed s sees is drawn from s alone, and each thing that is drawn (class order, chosen images,
     permutations, angles) from random numbers of its own: no other seed and no other option changes it.
 
     Arguments:
-        name: what the stream is called, for example `split-mnist`.
+        name: what the stream is called, for example ``split-mnist``.
         data: the data set.
-        scenario: `task`, `domain` or `class`.
+        scenario: ``task``, ``domain`` or ``class``.
         sizes: the number of classes of each task.
-        order: in which the classes arrive: `fixed` (0, 1, 2, …), `per-seed`, or a list of class numbers.
+        order: in which the classes arrive: ``fixed`` (0, 1, 2, …), ``per-seed``, or a list of class numbers.
         view: how each task sees the images.
         per_class: train on so many images a class, drawn by the seed; tasks that share a class share them.
-        normalise: `standard` subtracts each channel's mean and divides by its standard deviation, `centre`
-            subtracts the mean image, `none` leaves pixels in [0, 1]. The statistics are those of all training
-            images of the data set, before any view.
-        validation: share of each class's training images held out, drawn by the seed before `per_class` is.
-        augment: True for `Augment()`, or one of your own; the learner applies it to training batches.
+        normalise: ``standard`` subtracts each channel's mean and divides by its standard deviation, ``centre``
+            subtracts the mean image, ``none`` leaves pixels in [0, 1]. The statistics are those of all training
+            images of the data set, before any view. In a table, images of one channel and one row, ``standard``
+            treats each feature so; what is constant is only centred.
+        validation: share of each class's training images held out, drawn by the seed before ``per_class`` is.
+        blurry: share of each class's training images that appear in the other tasks instead, spread evenly, each image
+            in one of them, drawn by the seed. What is held out and what is tested stay with the task of the class.
+        augment: True for ``Augment()``, one of your own, or any function of a batch, see
+            :class:`~cl_lib.data.augment.Transform`; the learner applies it to training batches.
+        boundaries: False if the learner is not told where tasks begin and end.
+        labels: the label of each class of ``data``; None is its number. Classes of one label in several tasks are one
+            class to the rule ``label``.
+        rule: how labels get their output rows, ``rows`` of :func:`~cl_lib.data.streams.from_datasets`.
 
     Attributes:
         tasks: number of tasks T.
         outputs: number of output rows C.
-        rows: T ranges, the output rows of each task.
+        rows: the output rows of each task, those of all classes in its training data, ascending: a range where they
+            are neighbours, else a tuple. Rows are numbered in order of arrival, so those of the first t tasks are
+            0 to some number, without a gap.
         shape: (channels, height, width) of an input.
-        augment: an Augment whose fill is black as the network meets it, or None.
+        augment: an Augment whose fill is black as the network meets it, a Transform, or None.
 
-    Raises InputError if an argument cannot be used.
+    A class without test images is warned of: its own accuracy stays nan. A task without any is refused.
+
+    Raises:
+        InputError: if an argument cannot be used.
     """
 
     def __init__(
@@ -66,66 +82,145 @@ class Stream:
         per_class: int | None = None,
         normalise: str = "standard",
         validation: float = 0.0,
-        augment: bool | Augment = False,
+        blurry: float = 0.0,
+        augment: bool | Augment | Callable[[Tensor], Tensor] = False,
+        boundaries: bool = True,
+        labels: Sequence[int] | None = None,
+        rule: str | None = None,
     ):
-        _check(data, scenario, sizes, per_class, normalise, validation, augment)
+        _check(data, scenario, sizes, normalise, validation, blurry, augment, boundaries, rule)
         self.name, self.data, self.scenario = name, data, scenario
-        self.sizes, self.order, self.view = list(sizes), _order(order, data), view or View()
-        self.per_class = None if per_class is None else int(per_class)
-        self.normalise, self.validation = normalise, float(validation)
-
-        self.tasks, self.shape = len(sizes), tuple(data.x.shape[1:])
-        ends = itertools.accumulate(sizes)
-        self.rows = [
-            range(n) if scenario == "domain" else range(end - n, end) for n, end in zip(sizes, ends, strict=True)
-        ]
-        self.outputs = self.rows[-1].stop
+        self.sizes, self.order, self.view = [whole(n, "sizes") for n in sizes], _order(order, data), view or View()
+        self.per_class = None if per_class is None else whole(per_class, "per_class")
+        self.normalise, self.validation, self.blurry = normalise, float(validation), float(blurry)
+        self.boundaries, self.shape = boundaries, tuple(data.x.shape[1:])
+        self.labels = list(range(len(data.classes)) if labels is None else labels)
+        self.rule, self._made, self._cache = rule, (len(self.sizes), len(data.classes)), {}
+        self._lay_out()
+        self._check_images(data)
+        self._check_tests()
+        self._check_blurry()
 
         self._mean, self._std = _statistics(data, normalise)
-        self._first_row = torch.tensor([rows.start for rows in self.rows], device=self.device)
-        self.augment = Augment() if augment is True else augment or None
-        if self.augment and self.augment.fill is None:
+        self.augment = Transform(augment) if callable(augment) else Augment() if augment is True else augment or None
+        if isinstance(self.augment, Augment) and self.augment.fill is None:
             black = (-self._mean / self._std).mean((1, 2), keepdim=True)
             self.augment = replace(self.augment, fill=black)
-        self._cache: dict = {}
+
+    def _lay_out(self) -> None:
+        """Give the classes of each task their output rows."""
+        met = [[self.labels[c] for c in group] for group in self.groups(0)]  # of seed 0; the rows are those of all
+        if self.rule is None and self.scenario == "class":
+            _refuse_two_names(self.labels, self.data.classes)
+        rule = self.rule or _usual_rule(met, self.scenario)
+        if rule == "rank" and len(set(self.sizes)) > 1:
+            raise InputError(
+                f"Domain-incremental tasks share their output rows, but these have {self.sizes} "
+                "classes: give each as many, or choose the scenario 'task' or 'class'."
+            )
+        self._own = _output_rows(met, rule)
+        self.tasks, self.outputs = len(self.sizes), 1 + max(map(max, self._own))
+        self.rows = [_span(own) for own in self._own]
+        if self.blurry:
+            blurred = self.rows[: self._made[0]]
+            self.rows[: len(blurred)] = [_span(itertools.chain(*blurred))] * len(blurred)
+
+    def extended(self, train, test=None) -> "Stream":
+        """This stream and one task more, of data that were not there when it was made.
+
+        Arguments:
+            train, test: what :func:`~cl_lib.data.streams.from_datasets` takes for a task: two sources, or one
+                :class:`~cl_lib.data.datasets.Dataset` that is both.
+
+        Labels that came before keep their output rows and new ones get the next, by the rule of the stream; a stream
+        made from one data set (``split`` and its like) takes the numbers of its classes for labels. The earlier tasks
+        stay as they were, bit for bit and for every seed, and so do the statistics of ``normalise``, those of the
+        stream as first made. The new images are seen as they are, without a view and without ``blurry``;
+        ``per_class``, ``validation`` and ``augment`` hold for them too. The longer stream holds all images in one
+        tensor, a copy, since a batch is one gather.
+
+        Returns:
+            A new stream; this one stays as it is.
+
+        Raises:
+            InputError: if the data do not fit the stream's, or the labels its rows.
+        """
+        known = {} if self.scenario == "task" else dict(zip(self.labels, self.data.classes, strict=True))
+        task = train if test is None else (train, test)
+        new, [labels] = join([task], self.data.name, self.tasks, known)
+        old, kind = self.data, lambda data: f"{data.x.dtype} {list(data.x.shape[1:])}"
+        if kind(new) != kind(old):
+            raise InputError(
+                f"The images of task {self.tasks} are {kind(new)}, those of the stream {kind(old)}: "
+                "make them alike with a transform."
+            )
+        again = sorted(set(labels) & set(self.labels))
+        if self.order == "per-seed" and self.scenario != "task" and again:
+            raise InputError(
+                f"Label {again[0]} of task {self.tasks} came before, and with order='per-seed' its output row differs "
+                "from seed to seed: make the stream with a fixed order, or give the task new labels only."
+            )
+        longer, K, new = copy.copy(self), len(old.classes), new.to(self.device)
+        longer.data = Dataset(
+            old.name,
+            torch.cat([old.x, new.x]),
+            torch.cat([old.y, new.y + K]),
+            torch.cat([old.x_test, new.x_test]),
+            torch.cat([old.y_test, new.y_test + K]),
+            old.classes + new.classes,
+        )
+        longer.sizes, longer.labels = [*self.sizes, len(labels)], self.labels + labels
+        longer.view = self.view if isinstance(self.view, Until) else Until(self.view, self.tasks)
+        longer._cache = {}
+        longer._lay_out()
+        if longer._own[:-1] != self._own:
+            raise InputError(
+                f"Label {again[0]} of task {self.tasks} came before, in a stream whose tasks share their output rows "
+                "by rank: give the task new labels only, or make the stream with rows='label' or rows='rank'."
+            )
+        longer._check_images(new)
+        longer._check_tests(since=K)
+        return longer
 
     def groups(self, seed: int) -> list[list[int]]:
         """The classes of each task, in order of arrival."""
 
         def cut():
-            order, K = self.order, len(self.data.classes)
+            order, (tasks, K) = self.order, self._made
             if order == "fixed":
                 order = range(K)
             elif order == "per-seed":
-                order = torch.randperm(K, generator=generator(seed, "class order")).tolist()
-            arrivals = itertools.cycle(order)
+                order = torch.randperm(K, generator=chance(seed, "class order")).tolist()
+            first = itertools.islice(itertools.cycle(order), sum(self.sizes[:tasks]))
+            arrivals = itertools.chain(first, itertools.count(K))  # then those of the tasks that extended the stream
             return [list(itertools.islice(arrivals, n)) for n in self.sizes]
 
         return self._once(("groups", seed), cut)
 
     def classes(self, seed: int) -> list[str]:
         """The name of the class, or of the classes, that each output row stands for."""
-        names, groups = self.data.classes, self.groups(seed)
-        if self.scenario == "domain":
-            return ["/".join(dict.fromkeys(names[c] for c in row)) for row in zip(*groups, strict=True)]
-        views = [f" ({label})" if (label := self.view.label(t)) else "" for t in range(self.tasks)]
-        return [names[c] + view for group, view in zip(groups, views, strict=True) for c in group]
+        names: list[dict] = [{} for _ in range(self.outputs)]
+        for t, (group, own) in enumerate(zip(self.groups(seed), self._own, strict=True)):
+            seen_as = self.scenario != "domain" and self.view.label(t)
+            for c, row in zip(group, own, strict=True):
+                names[row][self.data.classes[c] + (f" ({seen_as})" if seen_as else "")] = None
+        return list(map("/".join, names))
 
     def indices(self, seed: int, task: int, part: str = "train") -> Tensor:
-        """The images of a task, int64 `[n]`, ascending.
+        """The images of a task, int64 ``[n]``, ascending.
 
-        They count in the training images for the parts `train` and `valid`, which are disjoint, and in the
-        test images for `test`.
+        They count in the training images for the parts ``train`` and ``valid``, which are disjoint, and in the
+        test images for ``test``.
         """
         if part not in PARTS:
             raise suggest(part, PARTS, "part of a task")
-        classes = self.groups(seed)[task]
+        classes, blurred = self.groups(seed)[task], bool(self.blurry) and part == "train"
 
         def gather():
-            images = self._images(seed, part)
-            return torch.cat([images[c] for c in classes]).sort().values.to(self.device)
+            images = self._blurred(seed)[task] if blurred else [self._images(seed, part)[c] for c in classes]
+            return torch.cat(images).sort().values.to(self.device)
 
-        return self._once(("indices", seed, tuple(classes), part), gather)
+        return self._once(("indices", seed, task if blurred else tuple(classes), part), gather)
 
     def batch(
         self, seeds: Sequence[int], index: Tensor, task: int | Tensor, part: str = "train"
@@ -134,46 +229,64 @@ class Stream:
 
         Arguments:
             seeds: S seeds.
-            index: which images, int64 `[S, B]`, from `indices`.
-            task: the task of all of them, or of each, int64 `[S, B]`.
-            part: `train`, `valid` or `test`.
+            index: which images, int64 ``[S, B]``, from ``indices``.
+            task: the task of all of them, or of each, int64 ``[S, B]``.
+            part: ``train``, ``valid`` or ``test``.
 
-        Returns x `[S, B, channels, height, width]` float32 and y `[S, B]` int64.
+        Returns:
+            x ``[S, B, channels, height, width]`` float32 and y ``[S, B]`` int64.
         """
-        test = part == "test"
-        images, labels = (self.data.x_test, self.data.y_test) if test else (self.data.x, self.data.y)
-        flat = index.flatten()
-        x = images.index_select(0, flat).view(*index.shape, *self.shape)
-        x = x.float().mul_(1 / 255) if x.dtype == torch.uint8 else x
-        x = self.view.images(x, seeds, index, task)
-        x = self.view.inputs(x.sub_(self._mean).div_(self._std), seeds, task)
+        x = self.seen(self.images(index, part), seeds, index, task)
+        return x, self.answers(seeds, index, task, part)
 
-        ranks = self._ranks(tuple(seeds)).gather(1, labels.index_select(0, flat).view_as(index))
-        return x, ranks + (self.rows[task].start if isinstance(task, int) else self._first_row[task])
+    def images(self, index: Tensor, part: str = "train") -> Tensor:
+        """The data set's own images ``[…, channels, height, width]`` at ``index`` ``[…]``, uint8 or float32."""
+        images = self.data.x_test if part == "test" else self.data.x
+        return images.index_select(0, index.flatten()).view(*index.shape, *self.shape)
+
+    def seen(self, images: Tensor, seeds: Sequence[int], index: Tensor | None, task: int | Tensor) -> Tensor:
+        """Such images ``[S, B, …]`` of some task as the network meets them, float32; ``index`` is for views only."""
+        x = images.float().mul_(1 / 255) if images.dtype == torch.uint8 else images.clone()
+        x = self.view.images(x, seeds, index, task)
+        return self.view.inputs(x.sub_(self._mean).div_(self._std), seeds, task)
+
+    def answers(self, seeds: Sequence[int], index: Tensor, task: int | Tensor, part: str = "train") -> Tensor:
+        """The output rows of some task's images, int64 ``[S, B]``."""
+        labels = self.data.y_test if part == "test" else self.data.y
+        at = labels.index_select(0, index.flatten()).view_as(index) + len(self.data.classes) * task
+        return self._table(tuple(seeds)).flatten(1).gather(1, at)
 
     def pixels(self, x: Tensor) -> Tensor:
-        """Inputs `[…, channels, height, width]` as pixels from 0 to 1 again; permuted ones stay permuted."""
+        """Inputs ``[…, channels, height, width]`` as pixels from 0 to 1 again; permuted ones stay permuted."""
         return x * self._std + self._mean
+
+    @property
+    def normalisation(self) -> tuple[Tensor, Tensor]:
+        """What is subtracted from pixels in [0, 1], and what the rest is divided by; both broadcast over an image."""
+        return self._mean, self._std
 
     @property
     def device(self) -> torch.device:
         return self.data.x.device
 
     def to(self, device: str | torch.device) -> "Stream":
-        """The same stream on `device`; itself if it is there already."""
+        """The same stream on ``device``; itself if it is there already."""
         data = self.data.to(device)
         if data is self.data:
             return self
         moved = copy.copy(self)
         moved.data, moved._cache = data, {}
         moved._mean, moved._std = self._mean.to(device), self._std.to(device)
-        moved._first_row = self._first_row.to(device)
         moved.augment = self.augment and self.augment.to(device)
         return moved
 
     def config(self) -> dict:
-        """Everything that decides what a seed sees, ready for JSON."""
-        return {
+        """Everything that decides what a seed sees, ready for JSON.
+
+        ``blurry``, ``boundaries``, ``rows`` and ``extended`` (by how many tasks) are there only where they say
+        something: a stream without them has the name that it had before there were any.
+        """
+        config = {
             "stream": self.name,
             "data": self.data.name,
             "fingerprint": self.data.fingerprint,
@@ -186,32 +299,44 @@ class Stream:
             "validation": self.validation,
             "augment": self.augment and self.augment.config(),
         }
+        if self.blurry:
+            config["blurry"] = self.blurry
+        if not self.boundaries:
+            config["boundaries"] = False
+        if self._own != _output_rows(self._own, "rank" if self.scenario == "domain" else "new"):
+            config["rows"] = self._own
+        if more := self.tasks - self._made[0]:
+            config["extended"] = more
+        return config
 
     def __repr__(self) -> str:
         size = "×".join(map(str, self.shape))
+        blurry = f", {self.blurry:.0%} of each class in other tasks" if self.blurry else ""
         return (
             f"{self.name}, {self.scenario}-incremental: {self.tasks} tasks, {self.outputs} output rows, inputs {size}"
+            f"{blurry}{'' if self.boundaries else ', boundaries not told'}"
         )
 
     def describe(self, seed: int = 0) -> str:
         """A table of the tasks as this seed meets them: output rows, number of images, what they show."""
         lines = [repr(self), f"task       rows  {'train':>7}  {'valid':>7}  {'test':>7}  shows"]
         for t, group in enumerate(self.groups(seed)):
-            rows = f"{self.rows[t].start} to {self.rows[t].stop - 1}"
+            own = self.rows[t]
+            rows = f"{own[0]} to {own[-1]}" if isinstance(own, range) else ",".join(map(str, own))
             counts = "  ".join(f"{len(self.indices(seed, t, part)):7,}" for part in PARTS)
             names = textwrap.shorten(", ".join(self.data.classes[c] for c in group), 50, placeholder=" …")
             lines.append(f"{t:4}  {rows:>9}  {counts}  {self.view.label(t) or names}")
         return "\n".join(lines)
 
     def _images(self, seed: int, part: str) -> Sequence[Tensor]:
-        """The images of each class, on the CPU."""
+        """The images of each class, on the CPU, in an order drawn by the seed but for those that test."""
         if part == "test":
             return self._once("test", lambda: _by_class(self.data.y_test, len(self.data.classes)))
 
         def draw():
-            chance, parts = generator(seed, "images"), {"train": [], "valid": []}
+            random, parts = chance(seed, "images"), {"train": [], "valid": []}
             for images in self._once("train", lambda: _by_class(self.data.y, len(self.data.classes))):
-                images = images[torch.randperm(len(images), generator=chance)]
+                images = images[torch.randperm(len(images), generator=random)]
                 held = round(self.validation * len(images))
                 parts["valid"].append(images[:held])
                 parts["train"].append(images[held:][: self.per_class])
@@ -219,17 +344,39 @@ class Stream:
 
         return self._once(("images", seed), draw)[part]
 
-    def _ranks(self, seeds: tuple[int, ...]) -> Tensor:
-        """The place of each class among those of its task, `[S, classes]`."""
+    def _blurred(self, seed: int) -> list[list[Tensor]]:
+        """The training images of each task, the last of each class dealt out to the other tasks."""
 
-        def rank():
-            table = torch.zeros(len(seeds), len(self.data.classes), dtype=torch.int64)
-            for row, seed in zip(table, seeds, strict=True):
-                for group in self.groups(seed):
-                    row[group] = torch.arange(len(group))
+        def deal():
+            images, groups, tasks = self._images(seed, "train"), self.groups(seed), self._made[0]
+            piles = [[images[c] for c in group] if t >= tasks else [] for t, group in enumerate(groups)]
+            for t, c in ((t, c) for t, group in enumerate(groups[:tasks]) for c in group):
+                stay, leave = images[c].tensor_split([len(images[c]) - self._leaving(len(images[c]))])
+                others = torch.randperm(tasks - 1, generator=chance(seed, "blurry", c))
+                piles[t].append(stay)
+                for other, few in zip(others.tolist(), leave.tensor_split(tasks - 1), strict=True):
+                    piles[other + (other >= t)].append(few)
+            return piles
+
+        return self._once(("blurred", seed), deal)
+
+    def _leaving(self, images: int) -> int:
+        """How many of a class's training images appear in other tasks."""
+        return round(self.blurry * images)
+
+    def _table(self, seeds: tuple[int, ...]) -> Tensor:
+        """The output row of each class in each task, ``[S, T, classes]``."""
+
+        def fill():
+            table = torch.zeros(len(seeds), self.tasks, len(self.data.classes), dtype=torch.int64)
+            for s, seed in enumerate(seeds):
+                for t, (group, own) in enumerate(zip(self.groups(seed), self._own, strict=True)):
+                    table[s, t, group] = torch.tensor(own)
+            if self.blurry:  # a class keeps its row where it strays
+                table = table.amax(1, keepdim=True).expand_as(table)
             return table.to(self.device)
 
-        return self._once(("ranks", seeds), rank)
+        return self._once(("rows", seeds), fill)
 
     def _once(self, key, make: Callable):
         if key not in self._cache:
@@ -239,6 +386,56 @@ class Stream:
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_cache": {}}
 
+    # What cannot be used ----------------------------------------------------------------------------------
+
+    def _training_images(self, data: Dataset) -> dict[str, int]:
+        """How many images of each class are left to train on."""
+        counts = torch.bincount(data.y, minlength=len(data.classes)).tolist()
+        return {c: n - round(self.validation * n) for c, n in enumerate(counts)}
+
+    def _check_images(self, data: Dataset) -> None:
+        needed = self.per_class or 1
+        for c, left in self._training_images(data).items():
+            if left < needed:
+                few = self.per_class and left
+                cure = f"give per_class={left} at most" if few else "hold out less, or add images"
+                raise InputError(
+                    f"Class {data.classes[c]!r} of {data.name!r} has {left} images to train on, not {needed}: {cure}."
+                )
+
+    def _check_tests(self, since: int = 0) -> None:
+        counts = torch.bincount(self.data.y_test, minlength=len(self.labels)).tolist()
+        without = {c for c, n in enumerate(counts) if not n and c >= since}
+        names = ", ".join(repr(self.data.classes[c]) for c in sorted(without))
+        of_some_seed = self.order == "per-seed" and not since and len(without) >= min(self.sizes)
+        if of_some_seed or any(without.issuperset(group) for group in self.groups(0)):
+            raise InputError(
+                f"{self.data.name!r} has no test image of the class {names}, and a task of nothing else could not be "
+                "measured: add test images, or leave these classes out."
+            )
+        if names:
+            warnings.warn(
+                f"{self.data.name!r} has no test image of the class {names}: its own accuracy stays nan.", stacklevel=4
+            )
+
+    def _check_blurry(self) -> None:
+        T, K = self._made
+        if not self.blurry:
+            return
+        if self.scenario == "task" or T < 2 or sum(self.sizes) != K:
+            raise InputError(
+                f"blurry={self.blurry:g} means nothing here: it needs two tasks or more, each with classes of its own, "
+                "and a learner that is not told the task (scenario 'class' or 'domain')."
+            )
+        for c, left in self._training_images(self.data).items():
+            n = min(left, self.per_class or left)
+            if not T - 1 <= self._leaving(n) < n:
+                raise InputError(
+                    f"blurry={self.blurry:g} sends {self._leaving(n)} of the {n} training images of class "
+                    f"{self.data.classes[c]!r} to the {T - 1} other tasks: at least one must go to each and one stay, "
+                    "so give another share, fewer tasks or more images."
+                )
+
 
 def _by_class(labels: Tensor, classes: int) -> tuple[Tensor, ...]:
     labels = labels.cpu()
@@ -246,7 +443,11 @@ def _by_class(labels: Tensor, classes: int) -> tuple[Tensor, ...]:
 
 
 def _statistics(data: Dataset, normalise: str) -> tuple[Tensor, Tensor]:
-    """What to subtract, `[channels, 1 or height, 1 or width]`, and what to divide by, `[channels, 1, 1]`."""
+    """What to subtract, and what to divide by, ``[channels, 1 or height, 1 or width]``."""
+    if normalise == "standard" and data.x.shape[1:3] == (1, 1):  # a table: its features have units of their own
+        x = data.x.double() / (255 if data.x.dtype == torch.uint8 else 1)
+        mean, std = x.mean(0), x.std(0, correction=0)
+        return mean.float(), torch.where(std > 1e-9 * mean.abs(), std, 1).float()
     mean, square = data.moments
     one = mean.new_ones(len(mean), 1, 1)
     if normalise == "standard":
@@ -256,29 +457,67 @@ def _statistics(data: Dataset, normalise: str) -> tuple[Tensor, Tensor]:
     return (mean if normalise == "centre" else 0 * one).float(), one.float()
 
 
-def _check(data, scenario, sizes, per_class, normalise, validation, augment) -> None:
+def _usual_rule(met: list[list[int]], scenario: str) -> str:
+    """The rule where none is given: tasks of a domain whose labels have nothing in common share rows by rank."""
+    labels = list(itertools.chain(*met))
+    by = {"task": "new", "class": "label", "domain": "label" if len(set(labels)) < len(labels) else "rank"}
+    return by[scenario]
+
+
+def _output_rows(met: list[list[int]], rule: str) -> list[list[int]]:
+    """The row of each label of each task: a new one wherever the rule's key is new."""
+    key = {"label": lambda t, j, label: label, "rank": lambda t, j, label: j, "new": lambda t, j, label: (t, j)}[rule]
+    rows: dict = {}
+    return [[rows.setdefault(key(t, j, c), len(rows)) for j, c in enumerate(own)] for t, own in enumerate(met)]
+
+
+def _span(rows) -> range | tuple[int, ...]:
+    """Row numbers in ascending order, as a range where they are neighbours."""
+    rows = sorted(set(rows))
+    neighbours = range(rows[0], rows[-1] + 1)
+    return neighbours if len(neighbours) == len(rows) else tuple(rows)
+
+
+def _refuse_two_names(labels: list[int], names: tuple[str, ...]) -> None:
+    known: dict[int, str] = {}
+    for label, name in zip(labels, names, strict=True):
+        if known.setdefault(label, name) != name:
+            raise InputError(
+                f"Label {label} is called {known[label]!r} in one task and {name!r} in another: give each class a "
+                "label of its own, or say with rows= of from_datasets that they are one ('label') or not ('new')."
+            )
+
+
+def _check(data, scenario, sizes, normalise, validation, blurry, augment, boundaries, rule) -> None:
+    if not len(sizes) or max(sizes) > len(data.classes):
+        raise InputError(
+            f"sizes={list(sizes)} cannot be used: give the number of classes of each task, "
+            f"at most the {len(data.classes)} of {data.name!r}."
+        )
     if scenario not in SCENARIOS:
         raise suggest(scenario, SCENARIOS, "scenario")
     if normalise not in NORMALISE:
         raise suggest(normalise, NORMALISE, "way to normalise")
-    if scenario == "domain" and len(set(sizes)) > 1:
+    for name, share, what in (
+        ("validation", validation, "hold out"),
+        ("blurry", blurry, "train on in other tasks"),
+    ):
+        if isinstance(share, bool) or not isinstance(share, Real) or not 0 <= share < 1:
+            raise InputError(
+                f"{name}={share!r} cannot be used: give the share of training images to "
+                f"{what}, from 0 up to but not including 1."
+            )
+    if isinstance(augment, type) or not (isinstance(augment, bool | Augment) or callable(augment)):
         raise InputError(
-            f"Domain-incremental tasks share their output rows, but these have {list(sizes)} "
-            "classes: give each as many, or choose the scenario 'task' or 'class'."
+            f"augment={augment!r} cannot be used: give True, False, Augment(crop=…, flip=…), or a function of a batch."
         )
-    if isinstance(validation, bool) or not isinstance(validation, int | float) or not 0 <= validation < 1:
-        raise InputError(
-            f"validation={validation!r} cannot be used: give the share of training images to "
-            "hold out, from 0 up to but not including 1."
-        )
-    if not isinstance(augment, bool | Augment):
-        raise InputError(f"augment={augment!r} cannot be used: give True, False, or Augment(crop=…, flip=…).")
-    needed = 1 if per_class is None else whole(per_class, "per_class")
-    for name, images in zip(data.classes, _by_class(data.y, len(data.classes)), strict=True):
-        left = len(images) - round(validation * len(images))
-        if left < needed:
-            cure = f"give per_class={left} at most" if per_class and left else "hold out less, or add images"
-            raise InputError(f"Class {name!r} of {data.name!r} has {left} images to train on, not {needed}: {cure}.")
+    if not isinstance(boundaries, bool):
+        raise InputError(f"boundaries={boundaries!r} cannot be used: give True, or False for a stream without them.")
+    if rule is not None and rule not in RULES:
+        raise suggest(rule, RULES, "rule for output rows")
+    if rule is not None and scenario not in RULES[rule]:
+        fitting = " or ".join(repr(name) for name, scenarios in RULES.items() if scenario in scenarios)
+        raise InputError(f"rows={rule!r} means nothing in the scenario {scenario!r}: give {fitting}, or leave it out.")
 
 
 def _order(order: str | Sequence[int], data: Dataset) -> str | list[int]:

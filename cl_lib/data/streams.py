@@ -1,32 +1,42 @@
 """Streams: a data set cut into the tasks that a learner meets one after another.
 
-The classes arrive in an order, over and over; task t takes the next `sizes[t]` of them and sees their images
+The classes arrive in an order, over and over; task t takes the next ``sizes[t]`` of them and sees their images
 through its view. That is all there is to a stream:
 
-| stream | classes of a task | view of a task |
-| --- | --- | --- |
-| `split` | its share | the images as they are |
-| `permuted` | all | the pixels in an order of its own |
-| `rotated` | all | turned by its own angle |
-| `shifted` | all | corrupted in its own way |
-| `from_datasets` | those of its own data set | the images as they are |
+=================  =============================  ========================
+stream             classes of a task              view of a task
+=================  =============================  ========================
+``split``          its share                      the images as they are
+``permuted``       all                            the pixels in an order of its own
+``rotated``        all                            turned by its own angle
+``shifted``        all                            corrupted in its own way
+``from_datasets``  those of its own data set      the images as they are
+=================  =============================  ========================
 
-The scenario says which output rows a task owns. Task- and class-incremental: rows of its own, one a class, in
-order of arrival. Domain-incremental: every task the same rows, the j-th class of each task sharing row j.
+The scenario says which output rows a task owns. Task-incremental: rows of its own, one a class, in order of arrival.
+Class-incremental: one a class too, which a class that comes back keeps; seen in another view it is another class.
+Domain-incremental: every task the same rows, the j-th class of each task sharing row j; a class that comes back keeps
+its row here too. A stream grows by :meth:`~cl_lib.data.stream.Stream.extended`.
 """
 
+import inspect
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from itertools import chain
 from numbers import Real
-from typing import Any
 
-from cl_lib.data.augment import Augment
 from cl_lib.data.datasets import Dataset, join, load
 from cl_lib.data.stream import Stream, whole
 from cl_lib.data.views import Permuted, Rotated, Shifted, View
 from cl_lib.errors import InputError, suggest
 
 __all__ = ["Stream", "from_datasets", "permuted", "rotated", "shifted", "split"]
+
+OF_STREAM = [  # the options that users give; the others are for the functions below to decide
+    name
+    for name, p in inspect.signature(Stream).parameters.items()
+    if p.kind is p.KEYWORD_ONLY and name not in ("view", "labels", "rule")
+]
 
 
 def split(
@@ -35,37 +45,26 @@ def split(
     scenario: str = "class",
     order: str | Sequence[int] = "fixed",
     first: int | None = None,
-    per_class: int | None = None,
-    normalise: str = "standard",
-    validation: float = 0.0,
-    augment: bool | Augment = False,
+    **options,
 ) -> Stream:
-    """Each task its share of the classes: Split-MNIST is `split("mnist")`.
+    """Each task its share of the classes: Split-MNIST is ``split("mnist")``.
 
     Arguments:
         data: a data set or its name.
         tasks: number of tasks; it divides the classes evenly.
-        scenario: `task`, `domain` or `class`.
-        order: `fixed` (0, 1, 2, …), `per-seed`, or a list of all class numbers.
+        scenario: ``task``, ``domain`` or ``class``.
+        order: ``fixed`` (0, 1, 2, …), ``per-seed``, or a list of all class numbers.
         first: number of classes of the first task; the others divide the rest evenly. CIFAR-100-B50-10,
-            that is 50 classes and then 5 times 10, is `split("cifar100", tasks=6, first=50)`.
-        per_class, normalise, validation, augment: see `Stream`.
+            that is 50 classes and then 5 times 10, is ``split("cifar100", tasks=6, first=50)``.
+        options: those of :class:`~cl_lib.data.stream.Stream`. ``blurry=0.1`` is the stream of Bang et al. (2021,
+            Rainbow Memory): a tenth of each class's images appear in the other tasks.
 
-    Raises InputError if the classes cannot be divided so, or an argument cannot be used.
+    Raises:
+        InputError: if the classes cannot be divided so, or an argument cannot be used.
     """
     data = _dataset(data)
     sizes = _shares(len(data.classes), tasks, first)
-    return Stream(
-        f"split-{data.name}",
-        data,
-        scenario,
-        sizes,
-        order=order,
-        per_class=per_class,
-        normalise=normalise,
-        validation=validation,
-        augment=augment,
-    )
+    return Stream(f"split-{data.name}", data, scenario, sizes, order=order, **_known(split, options))
 
 
 def permuted(
@@ -73,13 +72,14 @@ def permuted(
 ) -> Stream:
     """All classes in each task, the pixels in an order of its own (Kirkpatrick et al., 2017).
 
-    The orders are drawn by the seed, that of task 0 too unless `identity_first`; a pixel's channels stay
-    together. `options` are those of `Stream`, without `augment`: permuted pixels have no neighbours.
+    The orders are drawn by the seed, that of task 0 too unless ``identity_first``; a pixel's channels stay
+    together. ``options`` are those of :class:`~cl_lib.data.stream.Stream`, without ``augment``: permuted pixels have no
+    neighbours.
     """
     data, tasks = _dataset(data), whole(tasks, "tasks")
     if options.get("augment"):
         raise InputError("augment means nothing for permuted pixels, which have no neighbours: leave it out.")
-    return _viewed("permuted", data, scenario, tasks, Permuted(tasks, bool(identity_first)), options)
+    return _viewed(permuted, data, scenario, tasks, Permuted(tasks, bool(identity_first)), options)
 
 
 def rotated(
@@ -92,9 +92,9 @@ def rotated(
 ) -> Stream:
     """All classes in each task, turned counter-clockwise by its own angle (Lopez-Paz & Ranzato, 2017).
 
-    `angles`: `even` is 0°, 180°/T, 2 · 180°/T, …; `per-seed` draws them by the seed, uniform in [0°, 180°)
-    (Buzzega et al., 2020); or a list of degrees, one a task. Without a list, `tasks` is 5 unless given.
-    `options` are those of `Stream`.
+    ``angles``: ``even`` is 0°, 180°/T, 2 · 180°/T, …; ``per-seed`` draws them by the seed, uniform in [0°, 180°)
+    (Buzzega et al., 2020); or a list of degrees, one a task. Without a list, ``tasks`` is 5 unless given.
+    ``options`` are those of :class:`~cl_lib.data.stream.Stream`.
     """
     data = _dataset(data)
     if isinstance(angles, str):
@@ -105,19 +105,19 @@ def rotated(
     else:
         angles = _degrees(angles, tasks)
         tasks = len(angles)
-    return _viewed("rotated", data, scenario, tasks, Rotated(tasks, angles), options)
+    return _viewed(rotated, data, scenario, tasks, Rotated(tasks, angles), options)
 
 
 def shifted(
     data: Dataset | str, shifts: Sequence[str] = ("clean", "rotated", "noisy"), scenario: str = "domain", **options
 ) -> Stream:
-    """All classes in each task, the images corrupted in its own way, named in `cl_lib.data.views.SHIFTS`.
+    """All classes in each task, the images corrupted in its own way, named in ``cl_lib.data.views.SHIFTS``.
 
-    A shift is a name, `"noisy"`, or a name and an amount of one's own, `"noisy:0.5"`. The noise of an image
-    is the same each time. Float images must be in [0, 1]. `options` are those of `Stream`.
+    A shift is a name, ``"noisy"``, or a name and an amount of one's own, ``"noisy:0.5"``. The noise of an image
+    is the same each time. Float images must be in [0, 1]. ``options`` are those of :class:`~cl_lib.data.stream.Stream`.
     """
     data = _dataset(data)
-    if isinstance(shifts, str) or not len(shifts):
+    if isinstance(shifts, str) or not len(shifts) or not all(isinstance(shift, str) for shift in shifts):
         raise InputError(
             f"shifts={shifts!r} cannot be used: give a list, one shift a task, such as ['clean', 'noisy']."
         )
@@ -126,35 +126,65 @@ def shifted(
             f"The pixels of {data.name!r} run from {data.x.min():g} to {data.x.max():g}, and "
             "shifts are defined from 0 to 1: give uint8 images, or scale them."
         )
-    return _viewed("shifted", data, scenario, len(shifts), Shifted(tuple(shifts)), options)
+    return _viewed(shifted, data, scenario, len(shifts), Shifted(tuple(shifts)), options)
 
 
-def _viewed(kind: str, data: Dataset, scenario: str, tasks: int, view: View, options: dict) -> Stream:
+def _viewed(kind: Callable, data: Dataset, scenario: str, tasks: int, view: View, options: dict) -> Stream:
     """All classes in each task."""
-    return Stream(f"{kind}-{data.name}", data, scenario, [len(data.classes)] * tasks, view=view, **options)
+    options, sizes = _known(kind, options), [len(data.classes)] * tasks
+    rule = "new" if scenario == "class" else None  # a class in another view is another class
+    return Stream(f"{kind.__name__}-{data.name}", data, scenario, sizes, view=view, rule=rule, **options)
 
 
 def from_datasets(
-    tasks: Iterable[tuple[Any, Any]],
+    tasks: Iterable,
     scenario: str = "class",
     *,
+    rows: str | None = None,
     name: str = "custom",
     normalise: str = "none",
     **options,
 ) -> Stream:
-    """A stream of your own: for each task a pair (train, test) of torchvision-style data sets or DataLoaders.
+    """A stream of your own data.
 
-    Each is read once, transforms included, so leave random ones to `augment`, and do not shuffle if a
+    Arguments:
+        tasks: for each task a pair (train, test), or a :class:`~cl_lib.data.datasets.Dataset`. Each of a pair is a
+            torchvision-style data set, a DataLoader, or a pair ``(x, y)`` of tensors (channels first) or NumPy arrays
+            (channels last).
+        scenario: ``task``, ``domain`` or ``class``.
+        rows: how the labels in a training set, sorted, get their output rows. ``label``: a label is the same class in
+            every task and keeps its row (domain, class). ``rank``: the j-th label of each task shares row j (domain).
+            ``new``: each task has rows of its own (task, class). None is ``new`` if task-incremental, ``label`` if
+            class-incremental; if domain-incremental ``rank`` where no two tasks have a label in common, else
+            ``label``.
+        name: what the stream is called.
+        normalise, options: those of :class:`~cl_lib.data.stream.Stream`, without ``order``: the tasks come in order.
+
+    Class-incremental tasks with labels 0 to 9 each are therefore ten classes that come back. Where they are others each
+    time, say ``rows="new"``, which earlier versions took for granted; one label under two names is refused until you
+    say which.
+
+    Each source is read once, transforms included, so leave random ones to ``augment``, and do not shuffle if a
     finished run is to be recognised. uint8 images stay so, others become float32.
 
-    The labels in a training set, sorted, are the classes of its task: labels 0 to 9 in each of three tasks
-    are 30 classes if task- or class-incremental, and share 10 rows if domain-incremental. `options` are those
-    of `Stream`.
+    Raises:
+        InputError: if a source cannot be read, the sources do not fit together, or an argument cannot be used.
     """
     if "order" in options:
         raise InputError("order cannot be used with from_datasets: give the tasks in the order you want.")
-    data, sizes = join(tasks, name)
-    return Stream(name, data, scenario, sizes, normalise=normalise, **options)
+    _known(from_datasets, options)
+    data, labels = join(tasks, name)
+    sizes, labels = list(map(len, labels)), list(chain(*labels))
+    return Stream(name, data, scenario, sizes, normalise=normalise, labels=labels, rule=rows, **options)
+
+
+def _known(kind: Callable, options: dict) -> dict:
+    """The options, unless there is one that neither the function nor a stream has."""
+    own = [name for name, p in inspect.signature(kind).parameters.items() if p.kind is not p.VAR_KEYWORD]
+    for name in options:
+        if name not in OF_STREAM:
+            raise suggest(name, {*own, *OF_STREAM}, f"setting of {kind.__name__}")
+    return options
 
 
 def _dataset(data: Dataset | str) -> Dataset:

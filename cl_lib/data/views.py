@@ -1,8 +1,8 @@
 """How a task sees the images of the data set that all tasks share: permuted, rotated, corrupted.
 
 A view changes a batch on the device, so a stream of T views holds one copy of the data. It has two hooks:
-`images` works on pixels in [0, 1] (0 is black) before they are normalised, `inputs` on what was normalised.
-`task` is one number, or int64 `[S, B]` where a batch mixes samples of several tasks.
+``images`` works on pixels in [0, 1] (0 is black) before they are normalised, ``inputs`` on what was normalised.
+``task`` is one number, or int64 ``[S, B]`` where a batch mixes samples of several tasks.
 """
 
 import hashlib
@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -18,22 +19,27 @@ from torch import Tensor
 from cl_lib.errors import InputError, suggest
 
 
-def generator(seed: int, *purpose) -> torch.Generator:
-    """The random numbers of one seed for one purpose, whatever else is drawn beside them."""
+def chance(seed: int, *purpose) -> torch.Generator:
+    """The random numbers of one seed for one purpose, whatever else is drawn beside them.
+
+    Not :func:`cl_lib.seeds.generator`: the two hash differently, and stored results hold what each has drawn.
+    """
     digest = hashlib.sha256(repr((int(seed), *purpose)).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
 
 
 @dataclass(frozen=True)
 class View:
-    """The images as they are."""
+    """The images as they are. ``needs`` says what it asks about a sample: its ``task``, its ``index``."""
+
+    needs: ClassVar[tuple[str, ...]] = ()
 
     def images(self, x: Tensor, seeds: Sequence[int], index: Tensor, task: int | Tensor) -> Tensor:
-        """Pixels `[S, B, channels, height, width]` in [0, 1] -> pixels; `index` `[S, B]` tells the images."""
+        """Pixels ``[S, B, channels, height, width]`` in [0, 1] -> pixels; ``index`` ``[S, B]`` tells the images."""
         return x
 
     def inputs(self, x: Tensor, seeds: Sequence[int], task: int | Tensor) -> Tensor:
-        """What was normalised, `[S, B, channels, height, width]` -> what the network meets."""
+        """What was normalised, ``[S, B, channels, height, width]`` -> what the network meets."""
         return x
 
     def label(self, task: int) -> str:
@@ -45,9 +51,40 @@ class View:
 
 
 @dataclass(frozen=True)
+class Until(View):
+    """The first ``tasks`` tasks as ``view`` sees them, later ones as they are."""
+
+    view: View
+    tasks: int
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(("task", *self.view.needs)))
+
+    def images(self, x, seeds, index, task):
+        return self._first(lambda task: self.view.images(x, seeds, index, task), x, task)
+
+    def inputs(self, x, seeds, task):
+        return self._first(lambda task: self.view.inputs(x, seeds, task), x, task)
+
+    def _first(self, seen: Callable[[int | Tensor], Tensor], x: Tensor, task: int | Tensor) -> Tensor:
+        if isinstance(task, int):
+            return seen(task) if task < self.tasks else x
+        first = (task < self.tasks)[..., None, None, None]
+        return torch.where(first, seen(task.clamp(max=self.tasks - 1)), x)
+
+    def label(self, task):
+        return self.view.label(task) if task < self.tasks else ""
+
+    def config(self):
+        return self.view.config()
+
+
+@dataclass(frozen=True)
 class Permuted(View):
     """Each task has its own order of the pixels, drawn by the seed; a pixel's channels stay together."""
 
+    needs = ("task",)
     tasks: int
     identity_first: bool = False
 
@@ -64,6 +101,7 @@ class Permuted(View):
 class Rotated(View):
     """Each task turns the images by its own angle: the given one, or drawn by the seed from [0°, 180°)."""
 
+    needs = ("task",)
     tasks: int
     angles: tuple[float, ...] | None = None
 
@@ -76,8 +114,9 @@ class Rotated(View):
 
 @dataclass(frozen=True)
 class Shifted(View):
-    """Each task corrupts the images in its own way, named in `SHIFTS`."""
+    """Each task corrupts the images in its own way, named in ``SHIFTS``."""
 
+    needs = ("task", "index")
     shifts: tuple[str, ...]
 
     def __post_init__(self):
@@ -97,7 +136,7 @@ class Shifted(View):
 
 
 def _of_task(table: Tensor, task: int | Tensor) -> Tensor:
-    """A table `[S, T, …]` -> its entries for the task `[S, 1, …]`, or for each sample's task `[S, B, …]`."""
+    """A table ``[S, T, …]`` -> its entries for the task ``[S, 1, …]``, or for each sample's task ``[S, B, …]``."""
     if isinstance(task, int):
         return table[:, task : task + 1]
     return table[torch.arange(len(table), device=table.device)[:, None], task]
@@ -105,8 +144,8 @@ def _of_task(table: Tensor, task: int | Tensor) -> Tensor:
 
 @lru_cache(maxsize=64)
 def _orders(seeds: tuple, tasks: int, pixels: int, identity_first: bool, device: torch.device) -> Tensor:
-    """One permutation of the pixels for each seed and task, `[S, T, pixels]`."""
-    draw = lambda seed, task: torch.randperm(pixels, generator=generator(seed, "permutation", task))
+    """One permutation of the pixels for each seed and task, ``[S, T, pixels]``."""
+    draw = lambda seed, task: torch.randperm(pixels, generator=chance(seed, "permutation", task))
     orders = torch.stack([torch.stack([draw(seed, t) for t in range(tasks)]) for seed in seeds])
     if identity_first:
         orders[:, 0] = torch.arange(pixels)
@@ -115,15 +154,15 @@ def _orders(seeds: tuple, tasks: int, pixels: int, identity_first: bool, device:
 
 @lru_cache(maxsize=64)
 def _angles(seeds: tuple, tasks: int, given: tuple | None, device: torch.device) -> Tensor:
-    """One angle in degrees for each seed and task, `[S, T]`."""
-    draw = lambda seed, task: 180 * torch.rand((), generator=generator(seed, "angle", task)).item()
+    """One angle in degrees for each seed and task, ``[S, T]``."""
+    draw = lambda seed, task: 180 * torch.rand((), generator=chance(seed, "angle", task)).item()
     return torch.tensor([given or [draw(seed, t) for t in range(tasks)] for seed in seeds], device=device)
 
 
 def rotate(x: Tensor, degrees: Tensor) -> Tensor:
-    """Images `[S, B, channels, height, width]` turned counter-clockwise about their centres.
+    """Images ``[S, B, channels, height, width]`` turned counter-clockwise about their centres.
 
-    `degrees` is `[S, B]`, with 1 for S or B where all are turned alike. Bilinear between pixels; what comes
+    ``degrees`` is ``[S, B]``, with 1 for S or B where all are turned alike. Bilinear between pixels; what comes
     in from outside is 0.
     """
     S, B, C, H, W = x.shape
@@ -150,7 +189,7 @@ def _noisy(x, deviation, index):
 @lru_cache(maxsize=4)
 def _noise(shape: torch.Size, device: torch.device) -> Tensor:
     """256 fields of white noise for all seeds: image i meets field i mod 256 each time it is looked at."""
-    return torch.randn(256, *shape, generator=generator(0, "noise")).to(device)
+    return torch.randn(256, *shape, generator=chance(0, "noise")).to(device)
 
 
 def _blurred(x, deviation, index):
@@ -188,7 +227,7 @@ SHIFTS: dict[str, tuple[Callable, float | None, str]] = {  # name: (function, us
 
 @lru_cache
 def corruption(shift: str) -> Callable[[Tensor, Tensor], Tensor]:
-    """`"noisy"`, or `"noisy:0.5"` with an amount of one's own -> a function (x, index) -> x.
+    """``"noisy"``, or ``"noisy:0.5"`` with an amount of one's own -> a function (x, index) -> x.
 
     Raises InputError for an unknown name or an amount that it cannot use.
     """

@@ -1,7 +1,5 @@
 """What EWC and its relatives share: parameters are held near an anchor, where an earlier task left them."""
 
-from cl_lib.curvature import fisher
-from cl_lib.errors import InputError
 from cl_lib.methods._base import Method
 
 
@@ -21,11 +19,6 @@ class Anchored(Method, registered=False):
         "class": "a penalty on parameters cannot tell apart classes that never met in one batch; "
         "add replay, or choose task- or domain-incremental learning"
     }
-
-    def check(self, learner):
-        if self.strength < 0:
-            raise InputError(f"strength={self.strength} would push parameters away from their anchor: give 0 or more.")
-        fisher.check_kind(getattr(self, "fisher", "exact"))
 
     def penalty(self, net, batch, state):
         if not state or self.strength == 0:

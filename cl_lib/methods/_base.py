@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from cl_lib.errors import InputError, PoorPairing
 from cl_lib.nets.losses import cross_entropy
-from cl_lib.seeds import Bag
+from cl_lib.seeds import Bag, padded
 
 SCENARIOS = ("task", "domain", "class")
 REGISTERED: dict[str, type["Method"]] = {}
@@ -37,19 +37,48 @@ class Trainer(Protocol):
     params: dict[str, Tensor]  # [S, …] by name
     buffers: dict[str, Tensor]  # [S, …] by name
     state: Bag  # what this method keeps, [S, …]
+    method: "Method"  # the one that was given to the learner
     done: int  # how many tasks were learned
+    seeds_at_once: int  # how many seeds are trained together
+    capture: bool  # whether steps become CUDA graphs
 
     def net(self, position: int = 0, training: bool = False): ...
     def random(self, positions=None, purpose="method", owner="") -> list[torch.Generator]: ...  # one a seed
     def example(self) -> tuple[Tensor, Tensor]: ...  # one sample as the network meets it, and its output row
+    def sample(self, position=0, task=0, index=None, part="train") -> Bag: ...  # samples as a buffer keeps them
+    def seen(self, samples: Bag, positions) -> Tensor: ...  # stored samples [G, B, …] as the network meets them
     def masks(self, task: int) -> Bag: ...  # [C]: old, seen, present, rows
     def rows_of(self, tasks: Tensor, seen: Tensor) -> Tensor | None: ...  # [..., C]: rows that count for stored samples
     def augmented(self, x: Tensor, positions) -> Tensor: ...  # [G, B, …]
     def train(self, tasks, epochs=None, **more) -> None: ...  # more training, one loop
     def reset(self) -> None: ...  # every seed's initial network again
     def rebuild(self, module: nn.Module, tensors: dict[str, Tensor]) -> None: ...  # a network of other shapes
+    def config(self) -> dict: ...  # what identifies the run
     def curve(self, name: str, task: int, positions, values) -> None: ...  # a measurement of one's own, kept in results
     def report(self, task: int, what: str, step: int, steps: int, loss) -> None: ...  # a line of progress
+
+
+@dataclasses.dataclass(frozen=True)
+class Growth:
+    """What grew when a stream got a task more: tasks, output rows, and shapes of one seed's parameters by name."""
+
+    tasks: tuple[int, int]  # before and now
+    outputs: tuple[int, int]
+    before: dict[str, torch.Size]
+    shapes: dict[str, torch.Size]
+
+    def fitted(self, tree):
+        """A tree of ``[S, …]`` tensors in which those that lay like a parameter lie like it again; new places are 0.
+
+        A tensor is known by its name, as in an anchor ``Bag`` of all parameters.
+        """
+        if not isinstance(tree, dict):
+            return tree
+        new = Bag()
+        for name, value in tree.items():
+            like = isinstance(value, Tensor) and name in self.before and value.shape[1:] == self.before[name]
+            new[name] = padded(value, (len(value), *self.shapes[name])) if like else self.fitted(value)
+        return new
 
 
 class Method:
@@ -150,6 +179,13 @@ class Method:
         """Train task number ``task``; only where training is not one loop over that task's data."""
         learner.train([task])
 
+    def grow(self, state, growth: Growth) -> Bag:
+        """The state ``[S, …]`` for a stream that has a task more, and a network that may have more output rows.
+
+        What lies like a parameter grows by itself; a method with other tables of tasks or rows writes this hook.
+        """
+        return growth.fitted(state)
+
     def stored(self, learner) -> dict[str, int]:
         """Bytes for one seed that it keeps beside ``state``: old data that it reads from the stream again, say."""
         return {}
@@ -199,7 +235,7 @@ def refuse_other_arguments(cls: type[Method]) -> None:
 
 HOOKS = {
     "build", "task", "penalty", "direct", "before_task", "after_task", "predict", "start", "before_step",
-    "after_step", "fit", "stored", "check",
+    "after_step", "fit", "grow", "stored", "check",
 }  # fmt: skip
 
 

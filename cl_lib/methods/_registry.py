@@ -1,16 +1,13 @@
 """The methods by name: which there are, how one is made from its parameters, what it says of itself."""
 
-import contextlib
 import dataclasses
 import importlib
 import inspect
-import math
 import pkgutil
 import sys
-import typing
 
+from cl_lib.bounds import check_fields
 from cl_lib.errors import InputError, suggest
-from cl_lib.identity import plain
 from cl_lib.methods._base import REGISTERED, Method, fields_of
 
 PACKAGE = __name__.rpartition(".")[0]
@@ -68,32 +65,26 @@ def make(method, **parameters) -> Method:
         raise InputError(f"{cls.key}: {error}.") from None
 
 
-#: The least that a parameter of such a name can be, in every method that has it.
-LEAST = {"strength": 0, "decay": 0, "memory": 0, "replay_batch": 1, "fisher_samples": 1}
-KINDS = {int: "a whole number", float: "a number", str: "a word", bool: "True or False", type(None): "None"}
+def from_config(key: str, parameters: dict) -> Method:
+    """The method that a run's configuration names: the other way of :meth:`Method.parameters`.
+
+    Raises InputError for a class of the user's own that this process does not know.
+    """
+    if "+" in key:
+        first, *others = (from_config(part, parameters.get(part, {})) for part in key.split("+"))
+        return sum(others, start=first)
+    if key not in registry():
+        raise InputError(f"The method {key!r} is not one that this process knows: import its class, or pass method=….")
+    host = lambda value: from_config(value["method"], {k: v for k, v in value.items() if k != "method"})
+    named = {k: host(v) if isinstance(v, dict) and "method" in v else v for k, v in parameters.items()}
+    return make(key, **named)
 
 
 def check_parameters(method: Method) -> None:
-    """Refuse a parameter of the wrong kind or size before any training; also in the parts of a sum and in a host."""
-    for part in getattr(method, "parts", ()):
-        check_parameters(part)
-    hints = {}
-    with contextlib.suppress(NameError):  # a type that only its own module knows
-        hints = typing.get_type_hints(type(method))
-    for name, field in fields_of(type(method)).items():
-        value, hint = plain(getattr(method, name)), hints.get(name, object)
-        kinds = typing.get_args(hint) or (hint,)
-        if isinstance(value, Method):
-            check_parameters(value)
-        if not {*kinds} <= {*KINDS}:
-            continue  # a parameter of another kind is its method's own matter
-        fits = type(value) in kinds or (type(value) is int and float in kinds)
-        number = fits and type(value) in (int, float)
-        if not fits or (number and not (math.isfinite(value) and value >= LEAST.get(name, -math.inf))):
-            least = f", {LEAST[name]} or more" if name in LEAST else ""
-            usual = "" if field.default is dataclasses.MISSING else f" (usually {field.default!r})"
-            wanted = " or ".join(KINDS[kind] for kind in kinds)
-            raise InputError(f"{method.key} cannot use {name}={value!r}: give {wanted}{least}{usual}.")
+    """Refuse a parameter that its hint does not allow, before any training; in a sum's parts and in a host too."""
+    for member in method.members():
+        if fields_of(type(member)):
+            check_fields(member, member.key)
 
 
 def parameter_names(method) -> list[str]:

@@ -110,6 +110,9 @@ class Combined(Method, registered=False):
         for p in self.parts:
             p.after_step(self._seen(learner, p), own(batch, p), part(state, p.key))
 
+    def grow(self, state, growth):
+        return Bag({p.key: p.grow(state[p.key], growth) for p in self.parts if p.key in state})
+
     def stored(self, learner):
         return {k: n for p in self.parts for k, n in p.stored(self._seen(learner, p)).items()}
 

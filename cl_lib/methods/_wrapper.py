@@ -67,6 +67,9 @@ class Wrapper(Method, registered=False):
     def fit(self, learner, task):
         self.host.fit(Part(learner, "host"), task)
 
+    def grow(self, state, growth):
+        return with_host(state, self.host.grow(part(state), growth))
+
     def stored(self, learner):
         return self.host.stored(Part(learner, "host"))
 

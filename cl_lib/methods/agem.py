@@ -2,6 +2,7 @@ from dataclasses import dataclass
 
 import torch
 
+from cl_lib.bounds import Count, Natural
 from cl_lib.methods._base import Method, warn_unless_plain
 from cl_lib.nets.losses import cross_entropy
 from cl_lib.replay.rehearsal import draw_replay, start_buffer
@@ -25,8 +26,8 @@ class AGEM(Method):
     Cost: one more forward and backward pass in each step; memory: the buffer, constant in the tasks.
     """
 
-    memory: int = 200  # M, samples in all
-    replay_batch: int | None = None  # size of the reference batch; None: as large as the batch
+    memory: Natural = 200  # M, samples in all
+    replay_batch: Count | None = None  # size of the reference batch; None: as large as the batch
 
     family = "replay"
     helps = {"domain": {}}
@@ -51,15 +52,31 @@ class AGEM(Method):
         reference = net.grad(lambda net: cross_entropy(net(replay.x), replay.y, replay.get("rows")))
         return project(grads, reference)
 
+    def grow(self, state, growth):
+        """More tasks share the memory: each old one keeps the first ⌊M/T⌋ of its samples."""
+        before, now = growth.tasks
+        return Bag(state, buffer=thinned(state.buffer, before, self.memory // now))
+
     def after_task(self, net, task, state):
         buffer, share = state.buffer, self.memory // task.learner.stream.tasks
-        x, y = task.data(share)
-        at = slice(int(buffer.seen), int(buffer.seen) + len(y))
-        new = {"x": x, "y": y, "task": torch.full_like(y, task.index)}
+        new = task.draw(share)
+        at = slice(int(buffer.seen), int(buffer.seen) + len(new.y))
         kept = {name: buffer[name].clone() for name in new}
         for name, values in new.items():
             kept[name][at] = values
-        return Bag(buffer=Bag(kept, seen=buffer.seen + len(y)))
+        return Bag(buffer=Bag(kept, seen=buffer.seen + len(new.y)))
+
+
+def thinned(buffer: Bag, tasks: int, share: int) -> Bag:
+    """The buffer ``[S, M+1, …]`` with the first ``share`` samples of each of so many tasks."""
+    out = Bag({name: torch.zeros_like(t) for name, t in buffer.items()})
+    for s in range(len(buffer.seen)):
+        task = buffer.task[s, : int(buffer.seen[s])]
+        rows = torch.cat([(task == t).nonzero().flatten()[:share] for t in range(tasks)])
+        for name in buffer.keys() - {"seen"}:
+            out[name][s, : len(rows)] = buffer[name][s, rows]
+        out.seen[s] = len(rows)
+    return out
 
 
 def project(grads: dict, reference: dict) -> dict:

@@ -1,10 +1,12 @@
 from dataclasses import dataclass
+from typing import Literal
 
-from cl_lib.errors import suggest
+import torch
+
+from cl_lib.bounds import Count, Natural, NonNegative
 from cl_lib.methods._base import Method
-from cl_lib.replay import buffers
-from cl_lib.replay.rehearsal import draw_replay, warn_if_small
-from cl_lib.seeds import Bag
+from cl_lib.replay.rehearsal import draw_replay, insert, start_buffer, warn_if_small
+from cl_lib.seeds import Bag, padded
 
 
 @dataclass
@@ -30,10 +32,10 @@ class DER(Method):
     Cost: each step also passes over ``replay_batch`` samples; memory: the buffer, with C numbers beside each sample.
     """
 
-    memory: int = 200  # M, samples in all
-    replay_batch: int | None = None  # None: as large as the batch
-    strength: float = 0.5  # α
-    distance: str = "mean"  # over rows and samples; "sum": over rows, mean over samples
+    memory: Natural = 200  # M, samples in all
+    replay_batch: Count | None = None  # None: as large as the batch
+    strength: NonNegative = 0.5  # α
+    distance: Literal["mean", "sum"] = "mean"  # over rows and samples; "sum": over rows, mean over samples
     every_epoch: bool = True
 
     family = "replay"
@@ -43,13 +45,14 @@ class DER(Method):
     cost = "each step: replay_batch more samples; memory: the buffer with its logits; constant in the tasks"
 
     def check(self, learner):
-        if self.distance not in ("mean", "sum"):
-            raise suggest(self.distance, ("mean", "sum"), "distance")
         warn_if_small(self, learner)
 
     def start(self, learner):
-        x, _ = learner.example()
-        return Bag(buffer=buffers.empty(self.memory, len(learner.seeds), x, logits=x.new_zeros(learner.stream.outputs)))
+        unused = {"y", "task"} - set(learner.stream.view.needs)
+        return Bag(buffer=start_buffer(learner, self.memory, unused, logits=self.logits(learner)))
+
+    def logits(self, learner):
+        return torch.zeros(learner.stream.outputs, device=learner.device, dtype=learner.dtype)
 
     def before_step(self, learner, batch, state):
         if self.strength != 0:
@@ -68,9 +71,10 @@ class DER(Method):
 
     def after_step(self, learner, batch, state):
         if batch.epoch == 0 or self.every_epoch:
-            generators = learner.random(batch.positions)
-            buffers.reservoir_insert(state.buffer, generators, **self.kept(batch))
+            insert(learner, batch, state.buffer, logits=batch.out.logits)
 
-    def kept(self, batch) -> dict:
-        """What is kept of each sample of a batch."""
-        return {"x": batch.raw, "logits": batch.out.logits}
+    def grow(self, state, growth):
+        """Logits of rows that were not there when a sample was stored count as 0."""
+        logits = state.buffer.logits
+        wide = padded(logits, (*logits.shape[:-1], growth.outputs[1]))
+        return Bag(state, buffer=Bag(state.buffer, logits=wide))

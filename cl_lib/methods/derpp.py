@@ -1,9 +1,9 @@
 from dataclasses import dataclass
 
+from cl_lib.bounds import NonNegative
 from cl_lib.methods.der import DER
 from cl_lib.nets.losses import cross_entropy
-from cl_lib.replay import buffers
-from cl_lib.replay.rehearsal import draw_replay
+from cl_lib.replay.rehearsal import draw_replay, start_buffer
 from cl_lib.seeds import Bag
 
 
@@ -23,15 +23,13 @@ class DERpp(DER):
     Cost: each step also passes over 2 × ``replay_batch`` samples; memory: the buffer, with C numbers for each sample.
     """
 
-    label_strength: float = 0.5  # β
+    label_strength: NonNegative = 0.5  # β
 
     neutral = {"strength": 0.0, "label_strength": 0.0}
     cost = "each step: 2 × replay_batch more samples; memory: the buffer with its logits; constant in the tasks"
 
     def start(self, learner):
-        x, y = learner.example()
-        more = {"y": y, "task": y, "logits": x.new_zeros(learner.stream.outputs)}
-        return Bag(buffer=buffers.empty(self.memory, len(learner.seeds), x, **more))
+        return Bag(buffer=start_buffer(learner, self.memory, logits=self.logits(learner)))
 
     def before_step(self, learner, batch, state):
         super().before_step(learner, batch, state)
@@ -44,6 +42,3 @@ class DERpp(DER):
             return loss
         labelled = batch.labelled
         return loss + self.label_strength * cross_entropy(net(labelled.x), labelled.y, labelled.get("rows"))
-
-    def kept(self, batch):
-        return {**super().kept(batch), "y": batch.y, "task": batch.task}

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch.optim.adam import adam
 
-from cl_lib.errors import InputError
+from cl_lib.bounds import Count, NonNegative, Positive
 from cl_lib.methods._base import Method
 from cl_lib.nets.losses import cross_entropy, masked
 from cl_lib.seeds import Bag, over_seeds
@@ -40,12 +40,12 @@ class DGR(Method):
     the generator, its copy and Adam's moments, one copy of the classifier; constant in the tasks.
     """
 
-    temperature: float | None = None  # τ of soft targets; None: hard labels
-    replay_batch: int | None = None  # None: as large as the batch
-    width: int = 400  # hidden units of each layer of encoder and decoder
-    latent: int = 100  # numbers in z
-    generator_rate: float = 1e-3  # of Adam
-    generator_steps: int = 1  # for each of the classifier's
+    temperature: Positive | None = None  # τ of soft targets; None: hard labels
+    replay_batch: Count | None = None  # None: as large as the batch
+    width: Count = 400  # hidden units of each layer of encoder and decoder
+    latent: Count = 100  # numbers in z
+    generator_rate: NonNegative = 1e-3  # of Adam
+    generator_steps: Count = 1  # for each of the classifier's
 
     family = "replay"
     helps = {  # a generator needs more than the few steps of a small stream
@@ -60,14 +60,6 @@ class DGR(Method):
     }
     citation = "Shin et al., 2017, NeurIPS, arXiv:1705.08690; van de Ven & Tolias, 2018, arXiv:1809.10635"
     cost = "each step: replay_batch more samples, a step of the generator on both; memory: 4 generators, 1 network"
-
-    def check(self, learner):
-        for name in ("width", "latent", "replay_batch", "generator_steps"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise InputError(f"{name}={value} must be 1 or more.")
-        if self.temperature is not None and self.temperature <= 0:
-            raise InputError(f"temperature={self.temperature} must be above 0; leave it out for hard labels.")
 
     def start(self, learner):
         x, _ = learner.example()

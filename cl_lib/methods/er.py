@@ -1,10 +1,10 @@
 from dataclasses import dataclass
+from typing import Literal
 
-from cl_lib.errors import InputError
+from cl_lib.bounds import Count, Natural, NonNegative
 from cl_lib.methods._base import Method
 from cl_lib.nets.losses import cross_entropy
-from cl_lib.replay import buffers
-from cl_lib.replay.rehearsal import draw_replay, refill, start_buffer, warn_if_small
+from cl_lib.replay.rehearsal import draw_replay, insert, refill, start_buffer, warn_if_small
 from cl_lib.seeds import Bag
 
 
@@ -29,10 +29,10 @@ class ER(Method):
     Cost: each step also passes over ``replay_batch`` samples; memory: the buffer, constant in the tasks.
     """
 
-    memory: int = 200  # M, samples in all
-    replay_batch: int | None = None  # None: as large as the batch
-    strength: float = 1.0  # α
-    buffer: str = "reservoir"
+    memory: Natural = 200  # M, samples in all
+    replay_batch: Count | None = None  # None: as large as the batch
+    strength: NonNegative = 1.0  # α
+    buffer: Literal["reservoir", "balanced", "herding"] = "reservoir"
     joined: bool = False  # one mean over new and stored samples, instead of a sum of two
 
     family = "replay"
@@ -42,10 +42,6 @@ class ER(Method):
     cost = "each step: replay_batch more samples; memory: the buffer; constant in the tasks"
 
     def check(self, learner):
-        if self.buffer not in ("reservoir", "balanced", "herding"):
-            raise InputError(
-                f"buffer={self.buffer!r} is not a kind of buffer: choose 'reservoir', 'balanced' or 'herding'."
-            )
         warn_if_small(self, learner)
 
     def start(self, learner):
@@ -55,8 +51,9 @@ class ER(Method):
         draw_replay(learner, batch, state.buffer, self.replay_batch)
 
     def has(self, hook):
-        sums = hook == "task" and type(self).task is ER.task and not self.joined  # then the loss is the usual one
-        return not sums and super().has(hook)
+        usual = type(self).task is ER.task and not self.joined
+        idle = {"task": usual, "after_task": self.buffer == "reservoir", "after_step": self.buffer != "reservoir"}
+        return not idle.get(hook) and super().has(hook)
 
     def task(self, net, batch):
         if self.joined and "replay" in batch:
@@ -75,8 +72,7 @@ class ER(Method):
 
     def after_step(self, learner, batch, state):
         if self.buffer == "reservoir" and batch.epoch == 0:
-            generators = learner.random(batch.positions)
-            buffers.reservoir_insert(state.buffer, generators, x=batch.raw, y=batch.y, task=batch.task)
+            insert(learner, batch, state.buffer)
 
     def after_task(self, net, task, state):
         if self.buffer in ("balanced", "herding") and self.memory > 0:

@@ -1,7 +1,9 @@
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
+from cl_lib.bounds import Count, NonNegative, Share
 from cl_lib.curvature import fisher
 from cl_lib.methods._anchored import Anchored
 from cl_lib.nets.losses import quadratic
@@ -30,10 +32,10 @@ class EWC(Anchored):
     Cost: one pass over ``fisher_samples`` samples at the end of a task, two vectors of the parameters' size.
     """
 
-    strength: float = 100.0  # λ
-    decay: float | None = None  # γ: None keeps every task's anchor, a number is online EWC
-    fisher: str = "exact"  # or "sampled", "empirical"
-    fisher_samples: int | None = 1000  # None: all samples of the task
+    strength: NonNegative = 100.0  # λ
+    decay: Share | None = None  # γ: None keeps every task's anchor, a number is online EWC
+    fisher: Literal["exact", "sampled", "empirical"] = "exact"
+    fisher_samples: Count | None = 1000  # None: all samples of the task
     discount_newest: bool = False
 
     helps = {"domain": {"strength": 30.0}}
@@ -41,7 +43,6 @@ class EWC(Anchored):
     cost = "end of task: Fisher of fisher_samples samples; memory: 2 × parameters; constant in the tasks"
 
     def check(self, learner):
-        super().check(learner)
         x, y = learner.example()  # a network without single samples' gradients is refused now, not after a task
         fisher.diagonal(learner.net(), x[None], kind="empirical", y=y[None])
 

@@ -1,14 +1,13 @@
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
+from cl_lib.bounds import Count, NonNegative, Share
 from cl_lib.curvature import fisher
-from cl_lib.errors import suggest
 from cl_lib.methods._anchored import Anchored
 from cl_lib.nets.losses import quadratic, refuse_changed, with_gradient
-from cl_lib.seeds import Bag
-
-TASKS = ("nearest", "add", "list")
+from cl_lib.seeds import Bag, padded
 
 
 @dataclass
@@ -40,19 +39,14 @@ class KFACEWC(Anchored, key="ewc_kfac"):
     Cost: each step two products a layer, out² · in + out · in² multiplications; memory in² + out² numbers a layer.
     """
 
-    strength: float = 1.0  # λ
-    decay: float = 1.0  # γ
-    fisher: str = "exact"  # or "sampled", "empirical"
-    fisher_samples: int | None = 1000  # None: all samples of the task
-    tasks: str = "nearest"  # or "add", "list"
+    strength: NonNegative = 1.0  # λ
+    decay: Share = 1.0  # γ
+    fisher: Literal["exact", "sampled", "empirical"] = "exact"
+    fisher_samples: Count | None = 1000  # None: all samples of the task
+    tasks: Literal["nearest", "add", "list"] = "nearest"
 
     citation = "Ritter, Botev & Barber, 2018, NeurIPS, arXiv:1805.07810; Martens & Grosse, 2015, ICML"
     cost = "each step: two matrix products a layer; memory: in² + out² a layer; constant in the tasks (not tasks=list)"
-
-    def check(self, learner):
-        if self.tasks not in TASKS:
-            raise suggest(self.tasks, TASKS, "way to join the tasks' factors")
-        super().check(learner)
 
     def distance(self, net, state):
         refuse_changed(net.params, state.anchor)
@@ -61,6 +55,16 @@ class KFACEWC(Anchored, key="ewc_kfac"):
         if "rest" in state:
             total = total + quadratic(net.params, state.anchor, state.rest) / 2
         return total
+
+    def grow(self, state, growth):
+        """A layer's factors ``A [S, K, in, in]`` and ``G [S, K, out, out]``, with 0 for new outputs."""
+        if not state:
+            return state
+        factors = Bag()
+        for layer, f in state.factors.items():
+            out = growth.shapes[f"{layer}.weight"][0]
+            factors[layer] = Bag(f, G=padded(f.G, (*f.G.shape[:2], out, out)))
+        return Bag(growth.fitted(state), factors=factors)
 
     def after_task(self, net, task, state):
         x, y = task.data(self.fisher_samples)

@@ -1,13 +1,15 @@
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
+from cl_lib.bounds import Count, Natural, NonNegative, Share
 from cl_lib.curvature import fisher, spectrum
 from cl_lib.errors import InputError
 from cl_lib.methods._anchored import Anchored
 from cl_lib.nets.losses import refuse_changed, with_gradient
 from cl_lib.nets.vectors import unvector, vector
-from cl_lib.seeds import Bag
+from cl_lib.seeds import Bag, padded
 
 
 @dataclass
@@ -31,18 +33,17 @@ class TopKEWC(Anchored, key="ewc_topk"):
     products with the Fisher of ``fisher_samples`` samples.
     """
 
-    strength: float = 1.0  # λ
-    k: int = 20  # K, directions kept
+    strength: NonNegative = 1.0  # λ
+    k: Natural = 20  # K, directions kept
     remainder: bool = True
-    decay: float = 1.0  # γ
-    fisher: str = "exact"  # or "sampled", "empirical"
-    fisher_samples: int | None = 1000  # None: all samples of the task
+    decay: Share = 1.0  # γ
+    fisher: Literal["exact", "sampled", "empirical"] = "exact"
+    fisher_samples: Count | None = 1000  # None: all samples of the task
 
     citation = "the CL tutorial's top-k projection; Kirkpatrick et al., 2017, PNAS 114: 3521–3526"
     cost = "each step: two passes over k × parameters; memory: (k + 2) × parameters; constant in the tasks"
 
     def check(self, learner):
-        super().check(learner)
         P = sum(p[0].numel() for p in learner.params.values())
         for task in range(learner.stream.tasks):
             n = min(len(learner.stream.indices(seed, task)) for seed in learner.seeds)
@@ -66,6 +67,19 @@ class TopKEWC(Anchored, key="ewc_topk"):
                 pull = pull + state.rest * Δ
             value = pull @ Δ / 2
         return with_gradient(value, net.params, unvector(net, pull))
+
+    def grow(self, state, growth):
+        """Vectors of all parameters end to end, with 0 at the new ones."""
+
+        def longer(vectors):
+            parts = vectors.split([shape.numel() for shape in growth.before.values()], -1)
+            shaped = [p.unflatten(-1, shape) for p, shape in zip(parts, growth.before.values(), strict=True)]
+            lead = vectors.shape[:-1]
+            wide = [padded(t, (*lead, *new)) for t, new in zip(shaped, growth.shapes.values(), strict=True)]
+            return torch.cat([t.flatten(len(lead)) for t in wide], -1)
+
+        flat = {k: longer(state[k]) for k in ("directions", "rest") if k in state}
+        return Bag(growth.fitted(state), **flat)
 
     def after_task(self, net, task, state):
         x, y = task.data(self.fisher_samples)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch.optim.lr_scheduler import LambdaLR
 
+from cl_lib.bounds import Count, NonNegative, Share
 from cl_lib.errors import InputError
 from cl_lib.methods._base import Method
 from cl_lib.nets.losses import cross_entropy
@@ -39,11 +40,11 @@ class GDumb(Method):
     Cost: training from scratch on M samples for every test; memory: the buffer, constant in the tasks.
     """
 
-    memory: int = 200  # M, samples in all
-    passes: int = 32
-    top_rate: float = 0.05
-    low_rate: float = 5e-4
-    cutmix: float = 0.0
+    memory: Count = 200  # M, samples in all
+    passes: Count = 32
+    top_rate: NonNegative = 0.05
+    low_rate: NonNegative = 5e-4
+    cutmix: Share = 0.0
 
     family = "replay"
     helps = {"class": {"passes": 8}, "domain": {"passes": 16}}
@@ -51,14 +52,8 @@ class GDumb(Method):
     cost = "each test: passes × memory samples; memory: the buffer; constant in the tasks"
 
     def check(self, learner):
-        if self.memory < 1:
-            raise InputError(f"memory={self.memory} leaves GDumb nothing to learn from: give 1 or more.")
-        if self.passes < 1:
-            raise InputError(f"passes={self.passes} trains no network: give 1 or more, such as 32.")
-        if not 0 <= self.low_rate <= self.top_rate:
-            raise InputError(f"low_rate={self.low_rate} must lie between 0 and top_rate={self.top_rate}.")
-        if not 0 <= self.cutmix <= 1:
-            raise InputError(f"cutmix={self.cutmix} must be a probability, from 0 to 1.")
+        if self.low_rate > self.top_rate:
+            raise InputError(f"low_rate={self.low_rate} must not be above top_rate={self.top_rate}.")
 
     def start(self, learner):
         return Bag(buffer=start_buffer(learner, self.memory))
@@ -68,7 +63,8 @@ class GDumb(Method):
             self.collect(learner, task, position)
         learner.reset()
         buffer = learner.state.buffer
-        joined = Bag(x=buffer.x, y=buffer.y, task=buffer.task, count=buffers.filled(buffer))
+        x = learner.seen(buffer, range(len(learner.seeds)))
+        joined = Bag(x=x, y=buffer.y, task=buffer.task, count=buffers.filled(buffer))
         options = dataclasses.replace(
             learner.options, epochs=self.passes, optimizer="sgd", lr=self.top_rate, momentum=0.9, weight_decay=1e-6,
             clip=10.0, schedule=lambda optimizer: LambdaLR(optimizer, self.share_of_top_rate), patience=None,
@@ -80,12 +76,11 @@ class GDumb(Method):
         index = learner.stream.indices(learner.seeds[position], task)
         g = learner.random((position,))[0]
         index = index[torch.randperm(len(index), generator=g, device=g.device).to(index.device)]
-        x, y = learner.stream.batch([learner.seeds[position]], index[None], task)
-        new = {"x": x[0], "y": y[0], "task": torch.full_like(y[0], task)}
+        new = learner.sample(position, task, index)
         buffer, outputs = learner.state.buffer, learner.stream.outputs
         held = int(buffers.filled(buffer)[position])
         group = (buffer.task * outputs + buffer.y)[position, :held].tolist()
-        slots, rows = greedy(group, (new["task"] * outputs + new["y"]).tolist(), self.memory, g)
+        slots, rows = greedy(group, (new.task * outputs + new.y).tolist(), self.memory, g)
         for name, values in new.items():
             buffer[name][position, slots] = values[rows].to(buffer[name].dtype)
         buffer.seen[position] = max([held, *(s + 1 for s in slots)])

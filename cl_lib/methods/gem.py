@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.func import grad, vmap
 
+from cl_lib.bounds import Natural, NonNegative
 from cl_lib.errors import InputError
 from cl_lib.methods._base import Method, warn_unless_plain
 from cl_lib.nets.losses import cross_entropy
@@ -42,9 +43,9 @@ class GEM(Method):
     as the paper's does. Memory: the ring buffers, M samples in all.
     """
 
-    memory: int = 200  # M, samples in all
-    margin: float = 0.5  # γ, the least value of a dual variable
-    ridge: float = 1e-3  # ε
+    memory: Natural = 200  # M, samples in all
+    margin: NonNegative = 0.5  # γ, the least value of a dual variable
+    ridge: NonNegative = 1e-3  # ε
     relative: bool = True  # ε in units of the mean of ‖g_k‖²
 
     family = "replay"
@@ -54,9 +55,6 @@ class GEM(Method):
     cost = "each step: a pass over the whole memory and one gradient per old task; memory: the buffer; grows with tasks"
 
     def check(self, learner):
-        for name in ("memory", "margin", "ridge"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise InputError(f"{name}={getattr(self, name)} must be a finite number, 0 or more.")
         if 0 < self.memory < learner.stream.tasks:
             raise InputError(
                 f"memory={self.memory} cannot hold one sample of each of {learner.stream.tasks} tasks: raise memory."
@@ -68,23 +66,25 @@ class GEM(Method):
         share = self.memory // learner.stream.tasks
         if share == 0:
             return Bag()
-        x, y = learner.example()
-        old = Bag({k: t.new_zeros(len(learner.seeds), 0, share, *t.shape) for k, t in {"x": x, "y": y}.items()})
-        return Bag(old, held=y.new_zeros(len(learner.seeds), 0))
+        S, sample = len(learner.seeds), learner.sample()
+        old = Bag({k: t.new_zeros(S, 0, share, *t.shape) for k, t in sample.items()})
+        return Bag(old=old, held=sample.y.new_zeros(S, 0))
 
     def before_task(self, net, task, state):
         """An empty ring for the new task, no larger than the task: it then holds no sample twice."""
         if not state:
             return state
-        size = min(state.x.shape[1], len(task.learner.stream.indices(task.seed, task.index)))
-        ring = Bag({k: state[k].new_zeros(state[k].shape[1:]) for k in ("x", "y")})
-        return Bag(state, ring=Bag(ring, size=torch.tensor(size), offered=torch.tensor(0)))
+        size = min(state.old.x.shape[1], len(task.learner.stream.indices(task.seed, task.index)))
+        ring = Bag({k: t.new_zeros(t.shape[1:]) for k, t in state.old.items()})
+        return Bag(state, ring=ring, size=torch.tensor(size), offered=torch.tensor(0))
 
     def before_step(self, learner, batch, state):
-        if "x" not in state or state.x.shape[1] == 0:
+        if not state or state.old.x.shape[1] == 0:
             return
-        groups, tasks = state.x.shape[:2]
-        of = torch.arange(tasks, device=state.x.device).expand(groups, -1)
+        old = Bag({k: t.flatten(1, 2) for k, t in state.old.items()})  # [G, k · share, …]
+        groups, tasks, share = state.old.y.shape
+        batch.old_x = learner.seen(old, batch.positions).unflatten(1, (tasks, share))
+        of = torch.arange(tasks, device=old.y.device).expand(groups, -1)
         rows = learner.rows_of(of, batch.seen)  # [G, k, C]
         if rows is not None:
             batch.old_rows = rows
@@ -92,24 +92,44 @@ class GEM(Method):
     def after_step(self, learner, batch, state):
         if "ring" not in state:
             return
-        ring = state.ring
-        count = min(batch.y.shape[1], int(ring.size.min()))
-        place = (ring.offered[:, None] + torch.arange(count)) % ring.size[:, None]  # [G, count]
-        place, seed = place.to(ring.x.device), torch.arange(len(place), device=ring.x.device)[:, None]
-        ring.x[seed, place], ring.y[seed, place] = batch.raw[:, -count:], batch.y[:, -count:]
-        ring.offered += count
+        new = {name: batch["images" if name == "x" else name] for name in state.ring}
+        if batch.real is None:
+            count = min(batch.y.shape[1], int(state.size.min()))
+            place = (state.offered[:, None] + torch.arange(count)) % state.size[:, None]  # [G, count]
+            place, seed = place.to(batch.y.device), torch.arange(len(place), device=batch.y.device)[:, None]
+            for name, values in new.items():
+                state.ring[name][seed, place] = values[:, -count:]
+            state.offered += count
+            return
+        for s, real in enumerate(batch.real):  # what was joined to the task's data is not kept
+            own = real.nonzero().flatten()[-int(state.size[s]) :]
+            place = ((state.offered[s] + torch.arange(len(own))) % state.size[s]).to(batch.y.device)
+            for name, values in new.items():
+                state.ring[name][s, place] = values[s, own.to(values.device)]
+            state.offered[s] += len(own)
 
     def after_task(self, net, task, state):
         if not state:
             return state
-        ring = state.ring
-        old = {k: torch.cat([state[k], ring[k][None]]) for k in ("x", "y")}
-        return Bag(old, held=torch.cat([state.held, ring.size[None].to(state.held)]))
+        old = Bag({k: torch.cat([t, state.ring[k][None]]) for k, t in state.old.items()})
+        return Bag(old=old, held=torch.cat([state.held, state.size[None].to(state.held)]))
+
+    def grow(self, state, growth):
+        """More tasks share the memory: each old one keeps the first ⌊M/T⌋ of its samples."""
+        share = self.memory // growth.tasks[1]
+        if not state:
+            return state
+        if share == 0:
+            raise InputError(
+                f"memory={self.memory} cannot hold one sample of each of {growth.tasks[1]} tasks: raise memory."
+            )
+        old = Bag({k: t[:, :, :share].contiguous() for k, t in state.old.items()})
+        return Bag(state, old=old, held=state.held.clamp(max=share))
 
     def direct(self, grads, net, batch, state):
-        if "x" not in state or state.x.shape[0] == 0:
+        if "old_x" not in batch:
             return grads
-        old = gradients(net, state, batch.get("old_rows"))
+        old = gradients(net, Bag(x=batch.old_x, y=state.old.y, held=state.held), batch.get("old_rows"))
         return project(grads, old, self.margin, self.ridge, self.relative)
 
 

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cl_lib.errors import InputError
+from cl_lib.bounds import Count, NonNegative, Share
 from cl_lib.methods._base import Method, warn_unless_plain
 from cl_lib.nets.net import head_of
 from cl_lib.seeds import Bag
@@ -45,10 +45,10 @@ class GPM(Method):
     Memory: the bases, at most d² a layer; ``result.curves["occupied"]`` [S, T, layers] is the r/d of each.
     """
 
-    threshold: float = 0.97  # ε of the first task
-    increase: float = 0.003  # what each task adds to it
-    first: float | None = None  # ε of the first layer; None: as the others
-    samples: int = 300
+    threshold: Share = 0.97  # ε of the first task
+    increase: NonNegative = 0.003  # what each task adds to it
+    first: Share | None = None  # ε of the first layer; None: as the others
+    samples: Count = 300
     frozen_statistics: bool = True
 
     family = "projection"
@@ -62,14 +62,6 @@ class GPM(Method):
     cost = "each step: two thin products a layer; end of task: SVDs of inputs; memory: bases, at most d² a layer"
 
     def check(self, learner):
-        for name in ("threshold", "first"):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value <= 1:
-                raise InputError(f"{name}={value} is a share of energy: give a number from 0 to 1.")
-        if not 0 <= self.increase < float("inf"):
-            raise InputError(f"increase={self.increase} must be a finite number, 0 or more.")
-        if self.samples < 1:
-            raise InputError(f"samples={self.samples} images show no direction: give 1 or more.")
         if not self.off:
             warn_unless_plain(self, learner, momentum=False)
 

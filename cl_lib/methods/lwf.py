@@ -2,7 +2,7 @@ from dataclasses import dataclass
 
 import torch
 
-from cl_lib.errors import InputError
+from cl_lib.bounds import NonNegative, Positive
 from cl_lib.methods._base import Method
 from cl_lib.nets.losses import distillation
 
@@ -26,18 +26,14 @@ class LwF(Method):
     Cost: one forward pass of the old network in each step; memory: one copy of the network, constant in the tasks.
     """
 
-    strength: float = 1.0  # λ
-    temperature: float = 2.0  # τ
+    strength: NonNegative = 1.0  # λ
+    temperature: Positive = 2.0  # τ
 
     family = "regularisation"
     helps = {"task": {}}
     neutral = {"strength": 0.0}
     citation = "Li & Hoiem, 2017, TPAMI 40: 2935–2947"
     cost = "each step: one forward pass; memory: one network; constant in the tasks"
-
-    def check(self, learner):
-        if self.temperature <= 0:
-            raise InputError(f"temperature={self.temperature} divides the logits: give a number above 0, such as 2.")
 
     def before_task(self, net, task, state):
         return net.snapshot() if task.index > 0 else state

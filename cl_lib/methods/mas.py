@@ -1,9 +1,10 @@
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
+from cl_lib.bounds import Count, NonNegative
 from cl_lib.curvature import fisher
-from cl_lib.errors import suggest
 from cl_lib.methods._anchored import Anchored
 from cl_lib.nets.losses import quadratic
 from cl_lib.seeds import Bag
@@ -28,18 +29,13 @@ class MAS(Anchored):
     Cost: one pass over ``samples`` inputs at the end of a task, two vectors of the parameters' size.
     """
 
-    strength: float = 1.0  # λ
-    samples: int | None = 1000  # N; None: all inputs of the task
-    over_tasks: str = "sum"  # or "mean"
+    strength: NonNegative = 1.0  # λ
+    samples: Count | None = 1000  # N; None: all inputs of the task
+    over_tasks: Literal["sum", "mean"] = "sum"
 
     helps = {"domain": {"strength": 0.1}}
     citation = "Aljundi et al., 2018, ECCV, arXiv:1711.09601"
     cost = "end of task: one pass over samples inputs; memory: 2 × parameters; constant in the tasks"
-
-    def check(self, learner):
-        super().check(learner)
-        if self.over_tasks not in ("sum", "mean"):
-            raise suggest(self.over_tasks, ("sum", "mean"), "way to join the tasks' importance")
 
     def distance(self, net, state):
         return quadratic(net.params, state.anchor, state.importance)

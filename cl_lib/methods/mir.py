@@ -2,6 +2,7 @@ from dataclasses import dataclass
 
 import torch
 
+from cl_lib.bounds import Count, NonNegative
 from cl_lib.errors import InputError
 from cl_lib.methods.er import ER
 from cl_lib.nets.losses import cross_entropy
@@ -31,8 +32,8 @@ class MIR(ER):
     over ``replay_batch`` samples; memory: the buffer, constant in the tasks.
     """
 
-    candidates: int | None = None  # |𝒮|; None: five times as many as are replayed (the paper's 50 for 10)
-    virtual_rate: float | None = None  # η; None: the run's learning rate
+    candidates: Count | None = None  # |𝒮|; None: five times as many as are replayed (the paper's 50 for 10)
+    virtual_rate: NonNegative | None = None  # η; None: the run's learning rate
 
     helps = {"class": {}, "domain": {}}
     citation = "Aljundi et al., 2019, NeurIPS, arXiv:1908.04742"

@@ -2,7 +2,7 @@ from dataclasses import dataclass
 
 import torch
 
-from cl_lib.errors import InputError
+from cl_lib.bounds import NonNegative, Positive
 from cl_lib.methods._anchored import Anchored
 from cl_lib.nets.losses import quadratic
 from cl_lib.seeds import Bag
@@ -29,17 +29,12 @@ class SI(Anchored):
     Cost: the parameters are copied and the path updated in each step; three vectors of the parameters' size.
     """
 
-    strength: float = 1.0  # c
-    damping: float = 0.1  # ξ
+    strength: NonNegative = 1.0  # c
+    damping: Positive = 0.1  # ξ
 
     watches = True
     citation = "Zenke, Poole & Ganguli, 2017, ICML, arXiv:1703.04200"
     cost = "each step: a few passes over the parameters; memory: 3 × parameters; constant in the tasks"
-
-    def check(self, learner):
-        super().check(learner)
-        if not self.damping > 0:
-            raise InputError(f"damping={self.damping} would divide by 0 where a parameter did not move: give 0.1, say.")
 
     def before_task(self, net, task, state):
         zeros = {k: torch.zeros_like(p) for k, p in net.params.items()}

@@ -1,9 +1,10 @@
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
-from cl_lib.errors import InputError, suggest
+from cl_lib.bounds import BelowOne, NonNegative
 from cl_lib.methods._base import Method
 from cl_lib.seeds import Bag
 
@@ -34,9 +35,9 @@ class UPGD(Method):
     parameter, constant in the tasks.
     """
 
-    decay: float = 0.999  # β
-    noise: float = 1e-3  # ς
-    utility: str = "global"  # or "local"
+    decay: BelowOne = 0.999  # β
+    noise: NonNegative = 1e-3  # ς
+    utility: Literal["global", "local"] = "global"
     protecting: bool = True
     doubled: bool = False
     corrected: bool = True  # the maximum too
@@ -46,14 +47,6 @@ class UPGD(Method):
     neutral = {"noise": 0.0, "protecting": False}
     citation = "Elsayed & Mahmood, 2024, ICLR, arXiv:2404.00781, algorithm 1"
     cost = "each step: noise and utility of every parameter; memory: 1 × parameters; constant in the tasks"
-
-    def check(self, learner):
-        if not 0 <= self.decay < 1:
-            raise InputError(f"decay={self.decay} must be at least 0 and below 1: it weighs the past of a trace.")
-        if not 0 <= self.noise < math.inf:
-            raise InputError(f"noise={self.noise} must be a finite number, 0 or more.")
-        if self.utility not in ("global", "local"):
-            raise suggest(self.utility, ("global", "local"), "utility")
 
     def start(self, learner):
         trace = Bag({k: torch.zeros_like(p) for k, p in learner.params.items()})

@@ -1,6 +1,6 @@
 """Replay buffers: Bags of tensors with a seed axis, and the functions that fill and read them.
 
-A buffer holds ``x`` ``[S, M+1, …]`` (inputs as the network meets them, before augmentation), one tensor
+A buffer holds ``x`` ``[S, M+1, …]`` (images as the data set has them: uint8 where they are), one tensor
 ``[S, M+1, …]`` for everything else that is stored beside them, and ``seen`` ``[S]``, how many samples were
 offered so far. The last row is never read: rejected samples are written there, so that an insertion has the
 same shape whatever is accepted. ``seen`` lives on the host, because it decides shapes and never needs data.
@@ -50,19 +50,19 @@ def reservoir_slots(seen: int, count: int, capacity: int, generator: torch.Gener
     return slots.masked_fill(overwritten, capacity)
 
 
-def reservoir_insert(buffer: Bag, generators: list, **samples: Tensor) -> None:
-    """Offer a batch ``[S, B, …]`` of samples to each seed's reservoir, in place."""
-    count = samples["x"].shape[1]
-    slots = torch.stack(
-        [
-            reservoir_slots(int(seen), count, capacity(buffer), g)
-            for seen, g in zip(buffer.seen, generators, strict=True)
-        ]
-    )
+def reservoir_insert(buffer: Bag, generators: list, real: Tensor | None = None, **samples: Tensor) -> None:
+    """Offer a batch ``[S, B, …]`` of samples to each seed's reservoir, in place; only the ``real`` ones ``[S, B]``."""
+    count, M = samples["x"].shape[1], capacity(buffer)
+    if real is None:
+        real = torch.ones(len(generators), count, dtype=torch.bool)
+    slots = torch.full((len(generators), count), M, device=buffer.x.device)
+    for row, seen, g, own in zip(slots, buffer.seen.tolist(), generators, real, strict=True):
+        chosen = reservoir_slots(seen, int(own.sum()), M, g)
+        row[own.to(row.device) if not own.all() else slice(None)] = chosen
     seed = torch.arange(len(slots), device=slots.device)[:, None]
     for name, values in samples.items():
         buffer[name][seed, slots] = values.to(buffer[name].dtype)
-    buffer.seen += count
+    buffer.seen += real.sum(1)
 
 
 def draw(buffer: Bag, count: int, generators: list) -> Bag | None:

@@ -1,4 +1,8 @@
-"""What the methods that store samples share: making room, drawing a replayed batch, refilling when a task ends."""
+"""What the methods that store samples share: making room, keeping, drawing a replayed batch, refilling.
+
+A stored sample is what the data set has of it: an image as uint8 where the data are, its output row, its task, and its
+index where a view asks for it. It is normalised, viewed and augmented when it is drawn, exactly as a new one is.
+"""
 
 import warnings
 
@@ -9,10 +13,11 @@ from cl_lib.replay import buffers
 from cl_lib.seeds import Bag
 
 
-def start_buffer(learner, capacity: int) -> Bag:
-    """An empty buffer of inputs, output rows and task numbers for every seed of a learner."""
-    x, y = learner.example()
-    return buffers.empty(capacity, len(learner.seeds), x, y=y, task=y)
+def start_buffer(learner, capacity: int, without: tuple[str, ...] = (), **more) -> Bag:
+    """An empty buffer for every seed of a learner; ``more`` are examples of what else is kept of a sample."""
+    sample = learner.sample()
+    kept = {name: t for name, t in sample.items() if name not in without}
+    return buffers.empty(capacity, len(learner.seeds), **kept, **more)
 
 
 def warn_if_small(method, learner) -> None:
@@ -26,13 +31,23 @@ def warn_if_small(method, learner) -> None:
         )
 
 
+def insert(learner, batch, buffer: Bag, **more) -> None:
+    """Offer a batch's samples to each seed's reservoir, those of the data only: what was joined to them is not kept.
+
+    ``more`` are entries ``[G, B, …]`` that the buffer keeps beside those of a batch.
+    """
+    of = {"x": "images"}
+    samples = {name: more[name] if name in more else batch[of.get(name, name)] for name in buffer if name != "seen"}
+    buffers.reservoir_insert(buffer, learner.random(batch.positions), batch.real, **samples)
+
+
 def draw_replay(learner, batch, buffer: Bag, count: int | None, name: str = "replay") -> None:
     """``batch.replay``: stored samples of each seed, augmented as new ones are, with the rows that count."""
     generators = learner.random(batch.positions)
     replay = buffers.draw(buffer, batch.x.shape[1] if count is None else count, generators)
     if replay is None:
         return
-    replay.x = learner.augmented(replay.x, batch.positions)
+    replay.x = learner.augmented(learner.seen(replay, batch.positions), batch.positions)
     if "task" in replay and (rows := learner.rows_of(replay.task, batch.seen)) is not None:
         replay.rows = rows
     batch[name] = replay
@@ -40,13 +55,12 @@ def draw_replay(learner, batch, buffer: Bag, count: int | None, name: str = "rep
 
 def refill(net, task, buffer: Bag) -> Bag:
     """One seed's class-balanced buffer after a task: random samples, or herded ones where there is a ``net``."""
-    x, y = task.data()
-    tasks = y.new_full(y.shape, task.index)
-    rows = task.learner.stream.outputs
-    order = None if net is None else herded(net, x, y, buffers.capacity(Bag(x=buffer.x[None])))
-    return buffers.keep_balanced(
-        buffer, buffer.task * rows + buffer.y, tasks * rows + y, task.generator, order, x=x, y=y, task=tasks
-    )
+    new, rows = task.draw(), task.learner.stream.outputs
+    order = None
+    if net is not None:
+        order = herded(net, task.seen(new), new.y, buffers.capacity(Bag(x=buffer.x[None])))
+    groups = (of.task * rows + of.y for of in (buffer, new))
+    return buffers.keep_balanced(buffer, *groups, task.generator, order, **new)
 
 
 @torch.no_grad()

@@ -11,17 +11,36 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from cl_lib.errors import InputError
 from cl_lib.files import read_tensors, write_tensors
 from cl_lib.identity import provenance as provenance
+from cl_lib.methods._base import Method
+from cl_lib.methods._registry import from_config
+from cl_lib.nets import networks
+from cl_lib.nets.dropout import prepare
+from cl_lib.nets.net import Net
 from cl_lib.results import metrics
+from cl_lib.seeds import Bag, cat_padded, flatten, hollow, unflatten
 
 # What the file holds, and how: tensors, dicts of tensors, JSON.
 ARRAYS = ("R", "baseline", "per_class", "losses")
 DICTS_OF_ARRAYS = ("seconds_by_task", "curves")
-PLAIN = ("config", "seeds", "classes", "seconds", "peak_memory", "stored_bytes", "parameters", "provenance")
+PLAIN = ("config", "seeds", "classes", "seconds", "peak_memory", "stored_bytes", "parameters", "provenance", "rows")
 FORMAT = "cl_lib result"
+AT_ONCE = 2048  # inputs that are answered together
+
+
+@dataclass(frozen=True)
+class Outline:
+    """What a method's ``build`` asks of a stream."""
+
+    scenario: str
+    tasks: int
+    outputs: int
+    rows: list
+    shape: tuple[int, int, int]
 
 
 @dataclass(eq=False, repr=False)
@@ -45,7 +64,12 @@ class Result:
         curves: what a method measured itself, by name, ``[S, ...]``.
         provenance: see ``cl_lib.identity``.
         weights: the networks after the last task, by name, ``[S, ...]``.
+        kept: what else the learner held then, nested and ``[S, ...]``: the method's ``state`` (buffers, importance,
+            routers), the ``random`` numbers' states, which seeds are ``active``, and ``normalise``, the ``mean`` and
+            ``std`` of the inputs. With it a result answers, and a learner goes on from it.
+        rows: the output rows of each task, T lists.
         network: the module that takes one seed's weights, or a function that makes it. It is not saved.
+        answering: the method whose answers these are. It is not saved, but made again from ``config``.
     """
 
     config: dict
@@ -63,7 +87,10 @@ class Result:
     curves: dict[str, np.ndarray] = field(default_factory=dict)
     provenance: dict = field(default_factory=dict)
     weights: dict[str, Tensor] = field(default_factory=dict)
+    kept: Bag = field(default_factory=Bag)
+    rows: list[list[int]] = field(default_factory=list)
     network: nn.Module | Callable[[], nn.Module] | None = None
+    answering: Method | None = None
 
     def __post_init__(self):
         self.seeds = tuple(int(seed) for seed in self.seeds)
@@ -164,19 +191,18 @@ class Result:
     def model(self, seed: int, network: nn.Module | Callable[[], nn.Module] | None = None) -> nn.Module:
         """The network of one seed after the last task, in evaluation mode, on the CPU, on its own.
 
+        It gives logits, which are not every method's answer: :meth:`predict` gives that.
+
         ``network`` is a module that can take the weights, or a function that makes one. It is needed only for
-        a result that was loaded from a file and whose network was not one of ``cl_lib.networks`` as it is.
+        a result that was loaded from a file and whose network was not one of ``cl_lib.nets.networks`` as it is.
         Raises InputError for a seed that was not run, and where no module can be made.
         """
-        if seed not in self.seeds:
-            raise InputError(f"Seed {seed} is not in this result; it has {list(self.seeds)}.")
+        position = self._position(seed)
         if not self.weights:
             raise InputError("This result holds no weights, so there is no model to give.")
-        from cl_lib.nets import networks  # results stand below networks; only a model needs them
-
         make = network or self.network or self._rebuild
-        module = networks.prepare(copy.deepcopy(make) if isinstance(make, nn.Module) else make(), seed).cpu()
-        own = {name: w[self.seeds.index(seed)].detach().cpu().clone() for name, w in self.weights.items()}
+        module = prepare(copy.deepcopy(make) if isinstance(make, nn.Module) else make(), seed).cpu()
+        own = {name: w[position].detach().cpu().clone() for name, w in self.weights.items()}
         places = {**dict(module.named_parameters()), **dict(module.named_buffers())}  # shared ones once
         if {name: t.shape for name, t in places.items()} != {name: w.shape for name, w in own.items()}:
             name = type(module).__name__
@@ -185,13 +211,80 @@ class Result:
             place.data = own[name]
         return module.eval()
 
-    def _rebuild(self) -> nn.Module:
-        from cl_lib.nets import networks
+    @torch.no_grad()
+    def scores(self, x, seed: int, task: int | None = None, *, method=None, network=None) -> Tensor:
+        """The method's scores ``[n, C]``, −∞ on rows that the scenario rules out; the arg-max is the answer.
 
+        Arguments as in :meth:`predict`.
+        """
+        position, x = self._position(seed), torch.as_tensor(x)
+        allowed, told = self._allowed(task), task if self.scenario == "task" else None
+        method = method or self.answering or from_config(self.method, self.config.get("parameters", {}))
+        if method.has("predict") and "state" not in self.kept:
+            raise InputError(f"This result does not hold what {self.method} keeps, so it cannot answer: run it again.")
+        module = self.model(seed, network)
+        params = {name: p.detach() for name, p in module.named_parameters() if p.requires_grad}
+        buffers = {name: t for name, t in self._tensors(module).items() if name not in params}
+        net = Net(module, params, buffers, training=False)
+        state = pytree.tree_map(lambda t: t[position], self.kept.get("state", Bag()))
+        half = torch.autocast("cpu", torch.bfloat16, enabled=self.config.get("dtype") == "bfloat16")
+        parts = []
+        with half:
+            for part in self._inputs(x).to(next(iter(params.values())).dtype).split(AT_ONCE):
+                parts.append(method.predict(net, part, state, told).float())
+        return torch.cat(parts).masked_fill(~allowed, -torch.inf)
+
+    def predict(self, x, seed: int, task: int | None = None, *, method=None, network=None) -> Tensor:
+        """The output rows ``[n]`` that the method answers after the last task, as they were counted in R.
+
+        ``self.classes[i][row]`` names the class of an output row for the i-th seed.
+
+        Arguments:
+            x: inputs as the network meets them, ``[n, …]`` (``stream.batch`` makes them), or images as uint8, which
+                are normalised as the run's were; a view (a permutation, a rotation) is the data's own matter.
+            seed: whose network and state answer.
+            task: the task of the inputs; needed in task-incremental learning, and of no use elsewhere.
+            method: the method, where it was a class of your own and the result came from a file.
+            network: the network, in the same case, as for :meth:`model`.
+
+        Raises InputError for a seed or task that was not run, and where the method or its state is not at hand.
+        """
+        return self.scores(x, seed, task, method=method, network=network).argmax(-1)
+
+    def _position(self, seed: int) -> int:
+        if seed not in self.seeds:
+            raise InputError(f"Seed {seed} is not in this result; it has {list(self.seeds)}.")
+        return self.seeds.index(seed)
+
+    def _allowed(self, task: int | None) -> Tensor:
+        """The output rows that an answer may come from, ``[C]``."""
+        if task is not None and not (type(task) is int and 0 <= task < self.tasks):
+            raise InputError(f"There is no task {task!r} in this result: its tasks are 0 to {self.tasks - 1}.")
+        if self.scenario == "task" and task is None:
+            raise InputError("In task-incremental learning the task is given with the inputs: say task=….")
+        every = range(self.per_class.shape[-1])
+        rows = self.rows[task] if self.scenario == "task" else every
+        return torch.tensor([row in rows for row in every])
+
+    def _inputs(self, x: Tensor) -> Tensor:
+        if x.dtype != torch.uint8:
+            return x
+        if "normalise" not in self.kept:
+            raise InputError("This result does not say how its images were normalised: give inputs of stream.batch.")
+        mean, std = (t[0] for t in (self.kept.normalise.mean, self.kept.normalise.std))
+        return (x.float() / 255 - mean) / std
+
+    @staticmethod
+    def _tensors(module: nn.Module) -> dict[str, Tensor]:
+        return {k: t.detach() for k, t in {**dict(module.named_parameters()), **dict(module.named_buffers())}.items()}
+
+    def _rebuild(self) -> nn.Module:
         name, shape, outputs = self.config.get("network"), self.stream.get("shape"), self.per_class.shape[-1]
         if name not in networks.NETWORKS or shape is None:
             raise InputError("A file holds weights, but not your network: pass it as model(seed, network=…).")
-        return networks.build(name, tuple(shape), outputs, tuple(self.config.get("hidden", ())))
+        network = networks.build(name, tuple(shape), outputs, tuple(self.config.get("hidden", ())))
+        method = self.answering or from_config(self.method, self.config.get("parameters", {}))
+        return method.build(network, Outline(self.scenario, self.tasks, outputs, self.rows, tuple(shape)))
 
     # --- files and groups --------------------------------------------------------------------------------
 
@@ -205,8 +298,9 @@ class Result:
         arrays |= {f"{group}/{k}": v for group in DICTS_OF_ARRAYS for k, v in getattr(self, group).items()}
         tensors = {name: torch.from_numpy(np.array(array, order="C")) for name, array in arrays.items()}
         tensors |= {f"weights/{name}": w.detach().cpu().contiguous() for name, w in self.weights.items()}
-        plain = json.dumps({name: getattr(self, name) for name in PLAIN}, default=_plain)
-        write_tensors(path, tensors, FORMAT, {"plain": plain})
+        tensors |= {f"kept/{name}": t.detach().cpu().contiguous() for name, t in flatten(self.kept)}
+        values = {name: getattr(self, name) for name in PLAIN} | {"empty": list(hollow(self.kept))}
+        write_tensors(path, tensors, FORMAT, {"plain": json.dumps(values, default=_plain)})
         return Path(path)
 
     @classmethod
@@ -215,10 +309,12 @@ class Result:
         tensors, header = read_tensors(path, FORMAT)
         try:
             plain = json.loads(header["plain"])
-            groups = {group: {} for group in (*DICTS_OF_ARRAYS, "weights")}
+            empty = plain.pop("empty", ())
+            groups = {group: {} for group in (*DICTS_OF_ARRAYS, "weights", "kept")}
             for group, _, name in (key.partition("/") for key in tensors if "/" in key):
                 tensor = tensors[f"{group}/{name}"]
-                groups[group][name] = tensor if group == "weights" else tensor.numpy()
+                groups[group][name] = tensor.numpy() if group in DICTS_OF_ARRAYS else tensor
+            groups["kept"] = unflatten(groups["kept"], empty)
             return cls(**{name: tensors[name].numpy() for name in ARRAYS}, **plain, **groups)
         except (KeyError, TypeError, json.JSONDecodeError) as error:
             raise InputError(f"{path} is no result saved by cl_lib, or damaged: delete it and run again.") from error
@@ -255,7 +351,10 @@ class Result:
             curves={key: _concatenate(values)[order] for key, values in alike("curves").items()},
             provenance=first.provenance,
             weights={key: torch.cat(values)[order] for key, values in alike("weights").items()},
+            kept=pytree.tree_map(lambda *ts: cat_padded(ts)[order], *(r.kept for r in results)),
+            rows=first.rows,
             network=first.network,
+            answering=first.answering,
         )
 
     # --- for people --------------------------------------------------------------------------------------

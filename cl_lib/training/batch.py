@@ -19,7 +19,10 @@ class Batch(Bag):
     | entry | shape | what it is |
     | --- | --- | --- |
     | ``x`` | ``[G, B, …]`` | inputs as the network meets them: normalised, viewed, augmented |
-    | ``raw`` | ``[G, B, …]`` | the same before augmentation: what a buffer keeps |
+    | ``raw`` | ``[G, B, …]`` | the same before augmentation |
+    | ``images`` | ``[G, B, …]`` | the same as the data set has them, uint8 where it does: what a buffer keeps |
+    | ``index`` | ``[G, B]`` | their places in the data set |
+    | ``real`` | ``[G, B]`` or None | which samples are the data's, where others were joined to them; on the host |
     | ``y`` | ``[G, B]`` | output rows, int64 |
     | ``task`` | ``[G, B]`` | the number of each sample's task |
     | ``progress`` | ``[G]`` | the share of this training that is done, from 0 up to 1 |
@@ -72,7 +75,7 @@ class Samples:
         self.pools = {i: self._pool(i) for i in group}
         self.rows_differ = stream.scenario == "task" and len(tasks) > 1
         masks = [rows.masks(t) for t in tasks]
-        self.shared = Batch(masks[-1], task_index=tasks[-1], epoch=0, positions=group, **(shared or {}))
+        self.shared = Batch(masks[-1], task_index=tasks[-1], epoch=0, positions=group, real=None, **(shared or {}))
         if self.rows_differ:
             del self.shared["rows"]
         elif len(tasks) > 1 and self.shared.rows is not None:
@@ -100,10 +103,10 @@ class Samples:
         extra = torch.arange(count, device=pool.index.device)
         of = joined.task[position, :count] if "task" in joined else torch.full_like(extra, self.tasks[-1])
         own = Bag(index=torch.zeros_like(extra), task=of, extra=extra)
-        if self.alone:
-            return own
-        pool.extra = torch.full_like(pool.index, -1)
-        return Bag({k: torch.cat([t, own[k]]) for k, t in pool.items()})
+        if not self.alone:
+            pool.extra = torch.full_like(pool.index, -1)
+            own = Bag({k: torch.cat([t, own[k]]) for k, t in pool.items()})
+        return Bag(own, real=torch.arange(len(own.index)) < len(own.index) - count)  # on the host
 
     def _plans(self, epoch: int, running: tuple[int, ...]) -> Iterator[tuple[tuple[int, ...], Bag]]:
         """Who steps together, and on which samples ``[G, B]``."""
@@ -124,9 +127,9 @@ class Samples:
         """One epoch of one seed in random order, with the progress of each sample's step."""
         pool = self.pools[position]
         n = len(pool.index)
-        order = torch.randperm(n, generator=self.order[position]).to(pool.index.device)
-        plan = Bag({k: t[order] for k, t in pool.items()})
-        step = torch.arange(n, device=order.device) // self.size
+        order = torch.randperm(n, generator=self.order[position])
+        plan = Bag({k: t[order.to(t.device)] for k, t in pool.items()})
+        step = torch.arange(n, device=plan.index.device) // self.size
         plan.progress = (epoch + step / self.steps(position)) / self.epochs
         return plan
 
@@ -136,19 +139,20 @@ class Samples:
             at = torch.tensor(group, device=plan.extra.device)[:, None], plan.extra.clamp(min=0)
             own_x, own_y = joined.x[at].to(dtype), joined.y[at]
         if self.alone:
-            x = raw = own_x
+            x = raw = images = own_x
             y = own_y
         else:
-            task = plan.task if len(self.tasks) > 1 else self.tasks[0]
-            x, y = self.stream.batch([self.seeds[i] for i in group], plan.index, task)
-            raw = x.to(dtype)
+            seeds, task = [self.seeds[i] for i in group], plan.task if len(self.tasks) > 1 else self.tasks[0]
+            images, y = self.stream.images(plan.index), self.stream.answers(seeds, plan.index, task)
+            raw = self.stream.seen(images, seeds, plan.index, task).to(dtype)
             x = self.augmented(raw, group)
         if joined is not None and not self.alone:
             own = plan.extra >= 0
             image = own.view(*own.shape, *[1] * (x.dim() - 2))
             x, raw = (torch.where(image, own_x, t) for t in (x, raw))
             y = torch.where(own, own_y, y)
-        batch = self.shared.copy(x=x, raw=raw, y=y, task=plan.task, progress=plan.progress[:, 0], positions=group)
+        samples = {"x": x, "raw": raw, "images": images, "index": plan.index, "y": y, "task": plan.task}
+        batch = self.shared.copy(**samples, progress=plan.progress[:, 0], positions=group, real=plan.get("real"))
         if self.rows_differ:
             batch.rows = self.rows.owners[plan.task]
         return batch

@@ -19,6 +19,7 @@ from torch.utils import _pytree as pytree
 
 from cl_lib.errors import Diverged, InputError, PoorPairing
 from cl_lib.identity import plain, provenance
+from cl_lib.methods._base import Growth
 from cl_lib.nets.dropout import stackable
 from cl_lib.nets.net import Net
 from cl_lib.results.result import Result
@@ -28,11 +29,19 @@ from cl_lib.training import evaluation
 from cl_lib.training.batch import Samples
 from cl_lib.training.callbacks import Moment
 from cl_lib.training.loop import Loop, diverged
-from cl_lib.training.networks import Networks
+from cl_lib.training.networks import Networks, with_rows
 from cl_lib.training.options import DTYPES, Options
 from cl_lib.training.progress import Progress
 from cl_lib.training.records import Records, bytes_of
-from cl_lib.training.request import check_seeds, check_stream, configuration, initial_network, pick_device, separate
+from cl_lib.training.request import (
+    check_seeds,
+    check_stream,
+    configuration,
+    initial_network,
+    pick_device,
+    reached,
+    separate,
+)  # fmt: skip
 from cl_lib.training.rows import Rows
 from cl_lib.training.task import Task
 
@@ -93,7 +102,7 @@ class Learner:
         self.on_step = None
         self.active = list(range(len(self.seeds)))
         self.method.check(self)
-        self._config = configuration(self.method, self.stream, self.options)  # as they are before any training
+        self._code, _ = reached(self.method, self.stream, self.options, Learner)  # before training changes anything
         self.state = self.method.start(self)
         size = len(self.seeds), self.stream.tasks, self.stream.outputs, self.options.epochs
         self.records = Records(*size, self.device)
@@ -168,9 +177,9 @@ class Learner:
             self._once_a_seed("after_task", task)
         self.done += 1
         with self.records.clock("evaluate", task):
-            later = self.stream.scenario != "class"
-            hits = self.hits(range(self.stream.tasks if later else task + 1))
-        self.records.after(task, self.active, *hits)
+            measured = self.rows.answerable(task + 1)
+            hits = self.hits(measured)
+        self.records.after(task, self.active, measured, *hits)
         losses = self.records.losses[self.active, task]
         self.tell("on_task", task, losses.shape[-1] - 1, 0, tuple(self.active), losses[:, -1])
 
@@ -227,6 +236,43 @@ class Learner:
                     _Told(self, tasks[-1], options, recorded), accuracy, stop, self.capture,
                 ).run()  # fmt: skip
 
+    # --- tasks that were not known ------------------------------------------------------------------------
+
+    def extend(self, train, test, **more) -> int:
+        """Append a task that was not known when training began, and return its number; ``learn()`` then trains it.
+
+        ``train`` and ``test`` are what :meth:`Stream.extended <cl_lib.data.stream.Stream.extended>` takes. Classes
+        that are new get output rows at the end, drawn as a linear layer's are, from random numbers of each seed's
+        own; a class that comes back keeps its row. What was learned, what the method keeps and what was measured stay
+        as they are, R and the method's tables get room. Raises InputError for a network whose last layer is not
+        linear, and for a method that has to know its tasks beforehand.
+        """
+        stream = self.stream.extended(train, test, **more)
+        self.grow(stream)
+        return stream.tasks - 1
+
+    @torch.no_grad()
+    def grow(self, stream) -> None:
+        """Go on with a longer stream, whose first tasks are those of the present one."""
+        stream = stream.to(self.device)
+        if stream.tasks < self.stream.tasks or [list(r) for r in stream.rows[: self.stream.tasks]] != [
+            list(r) for r in self.stream.rows
+        ]:
+            raise InputError(f"{stream} does not begin as {self.stream} does: make it with stream.extended(…).")
+        more = stream.outputs - self.stream.outputs
+        module, tensors = self.module, {**self.params, **self.buffers}
+        shapes = lambda: {name: p.shape[1:] for name, p in self.params.items()}
+        before = shapes()
+        if more:
+            module, tensors = with_rows(module, tensors, more, self.random(purpose=f"rows {stream.outputs}"))
+        after = {name: tensors[name].shape[1:] for name in before}
+        growth = Growth((self.stream.tasks, stream.tasks), (self.stream.outputs, stream.outputs), before, after)
+        self.state = self.method.grow(self.state, growth)
+        self.rebuild(module, tensors)
+        self.stream, self.rows = stream, Rows(stream, self.options.loss_over, self.device)
+        self.records.widen(stream.tasks, stream.outputs)
+        self.progress.tasks = stream.tasks
+
     # --- what counts -------------------------------------------------------------------------------------
 
     def masks(self, task: int) -> Bag:
@@ -254,6 +300,24 @@ class Learner:
         index = self.stream.indices(self.seeds[0], 0)[None, :1]
         x, y = self.stream.batch(self.seeds[:1], index, 0)
         return x[0, 0].to(self.dtype), y[0, 0]
+
+    def sample(self, position: int = 0, task: int = 0, index: Tensor | None = None, part: str = "train") -> Bag:
+        """Samples of a task as a buffer keeps them: ``x`` as the data set has it, ``y``, ``task``, and what views need.
+
+        ``index`` ``[n]`` counts in the part of the data set that ``part`` names, and gives ``[n, …]``; None is one
+        sample, without an axis.
+        """
+        of = self.stream.indices(self.seeds[position], task, part)[:1] if index is None else index
+        y = self.stream.answers(self.seeds[position : position + 1], of[None], task, part)[0]
+        kept = Bag(x=self.stream.images(of, part), y=y, task=torch.full_like(y, task))
+        if "index" in self.stream.view.needs:
+            kept.index = of
+        return pytree.tree_map(lambda t: t[0], kept) if index is None else kept
+
+    def seen(self, samples: Bag, positions) -> Tensor:
+        """Stored samples ``[G, B, …]`` of the seeds at ``positions`` as the network meets them, not augmented."""
+        seeds, task = [self.seeds[i] for i in positions], samples.get("task", 0)
+        return self.stream.seen(samples.x, seeds, samples.get("index"), task).to(self.dtype)
 
     def augmented(self, x: Tensor, positions) -> Tensor:
         """Inputs ``[G, B, …]`` of the seeds at ``positions``, augmented as the stream says."""
@@ -326,11 +390,23 @@ class Learner:
             provenance=provenance(self.device),
             network=self.module,
             weights={k: t.detach().cpu().clone() for k, t in {**self.params, **self.buffers}.items()},
+            kept=self._kept(),
+            rows=[list(rows) for rows in self.stream.rows],
+            answering=self.method,
         )
+
+    def _kept(self) -> Bag:
+        """What a result holds beside the weights, on the host."""
+        kept = self.state_dict()
+        kept = Bag(state=kept.state, random=kept.random, active=kept.active)
+        mean, std = self.stream.normalisation
+        each = lambda t: t.expand(len(self.seeds), *t.shape).contiguous()
+        kept.normalise = Bag(mean=each(mean), std=each(std))
+        return pytree.tree_map(lambda t: t.cpu(), kept)
 
     def config(self) -> dict:
         """Plain values that identify this run, seeds apart: equal configurations give equal numbers."""
-        return dict(self._config)
+        return configuration(self.method, self.stream, self.options, self._code)
 
     def state_dict(self) -> Bag:
         """Everything the next task depends on, as a Bag of tensors: the learner between two tasks."""

@@ -1,12 +1,14 @@
 """S networks as one: the code of one module, and the parameters of all along the seed axis."""
 
 import contextlib
+import copy
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from cl_lib.nets.net import Net
+from cl_lib.errors import InputError
+from cl_lib.nets.net import Net, head_of
 from cl_lib.seeds import take
 
 
@@ -61,3 +63,31 @@ class Networks:
     def finite(self, position: int) -> bool:
         """Whether every parameter of a seed is a number."""
         return all(leaf.isfinite().all() for leaf in self.leaves[position].values())
+
+
+def with_rows(module: nn.Module, tensors: dict[str, Tensor], more: int, generators: list) -> tuple[nn.Module, dict]:
+    """A network with more output rows, and its tensors ``[S, …]``: old rows as they are, each seed's new ones drawn.
+
+    They are uniform within 1/√in, as those of a new ``nn.Linear``. Raises InputError where the last layer is another.
+    """
+    module = copy.deepcopy(module)
+    head = head_of(module)
+    if not isinstance(head, nn.Linear):
+        raise InputError(
+            f"{type(module).__name__} cannot get output rows for new classes: its last layer is not an nn.Linear."
+        )
+    name = next(name for name, layer in module.named_modules() if layer is head)
+    wide = nn.Linear(head.in_features, head.out_features + more, head.bias is not None).to(head.weight)
+    wide.requires_grad_(head.weight.requires_grad)
+    if name:
+        module.set_submodule(name, wide)
+    else:
+        module = wide
+    reach, tensors = head.in_features**-0.5, dict(tensors)
+    for part in ("weight", "bias")[: 1 + (head.bias is not None)]:
+        full = f"{name}.{part}".lstrip(".")
+        old = tensors[full]
+        drawn = [torch.rand(more, *old.shape[2:], generator=g, device=g.device) for g in generators]
+        new = ((2 * torch.stack(drawn) - 1) * reach).to(old)
+        tensors[full] = torch.cat([old, new], 1)
+    return module, tensors

@@ -57,14 +57,14 @@ class Records:
         """The untrained network's right answers and samples ``[S, T, C]``."""
         self.untrained[:] = (hits.sum(-1) / total.sum(-1)).numpy()
 
-    def after(self, task: int, active: list[int], hits: Tensor, total: Tensor) -> None:
-        """Row ``task`` of R from right answers and samples ``[S, n, C]`` on the first n tasks; the others' are 0.
+    def after(self, task: int, active: list[int], measured: list[int], hits: Tensor, total: Tensor) -> None:
+        """Row ``task`` of R from right answers and samples ``[S, n, C]`` on the n tasks that were ``measured``.
 
-        A class that was not met cannot be answered: later tasks are 0 in class-incremental learning.
+        They begin with tasks 0 … ``task``. The others are 0: a class that was not met cannot be answered.
         """
         rows = (hits.sum(-1) / total.sum(-1)).numpy()
         self.R[:, task, :] = 0.0
-        self.R[:, task, : rows.shape[1]] = rows
+        self.R[:, task, measured] = rows
         hits, total = hits[:, : task + 1].sum(1), total[:, : task + 1].sum(1)
         self.per_class[:, task] = (hits / total).numpy()
         for position in set(range(len(self.R))) - set(active):

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from cl_lib.data.stream import Stream
+from cl_lib.data.views import Until
 from cl_lib.errors import InputError, suggest
 from cl_lib.identity import code, identify, plain
 from cl_lib.methods._base import Method, fields_of
@@ -29,14 +30,14 @@ def separate(method, given: dict) -> tuple[Method, Options]:
     return method, Options(**options)
 
 
-def configuration(method: Method, stream, options: Options) -> dict:
-    """Plain values that identify a run, its seeds apart: its settings, and under ``code`` a digest of each part."""
+def configuration(method: Method, stream, options: Options, code: dict[str, str]) -> dict:
+    """Plain values that identify a run, its seeds apart: its settings, and its code as :func:`reached` tells it."""
     return {
         "method": method.key,
         "parameters": identify(method.parameters()),
         "stream": {**stream.config(), "shape": list(stream.shape)},
         **options.config(),
-        "code": reached(method, stream, options)[0],
+        "code": code,
     }
 
 
@@ -48,23 +49,22 @@ ASIDE = tuple(
         "methods._registry", "methods._sum.add", "naming", "nets.networks.FACTORIES", "nets.networks.NETWORKS",
         "report", "results", "signatures", "studies", "training.callbacks", "training.checkpoint",
         "training.progress", "training.request.Execution", "training.request.check", "training.request.configuration",
-        "training.request.pick_device", "training.request.separate", "training.runs",
+        "training.request.pick_device", "training.request.reached", "training.request.separate", "training.runs",
     )
 )  # fmt: skip
 
 
-def reached(method: Method, stream, options: Options) -> tuple[dict[str, str], list[str]]:
-    """A digest of the code of each part of a run, and the names of what they reach that no digest covers."""
-    from cl_lib.training import evaluation
-    from cl_lib.training.learner import Learner  # which asks for the configuration of its run
-    from cl_lib.training.loop import Loop
+def reached(method: Method, stream, options: Options, trainer: type) -> tuple[dict[str, str], list[str]]:
+    """A digest of the code of each part of a run, and the names of what they reach that no digest covers.
 
+    ``trainer`` is the class that trains, from which the loop and the tests are reached.
+    """
     members = list(dict.fromkeys([type(method), *map(type, method.members())]))
     parts = {
         "method": [*members, *map(_given, method.members())],
         "network": _code_of_network(options.network),
-        "stream": [type(stream), {k: v for k, v in vars(stream).items() if k != "data" and not k.startswith("_")}],
-        "training": [Learner, Loop, evaluation.hits, Options],
+        "stream": _code_of_stream(stream),
+        "training": [trainer, Options],
     }
     parts |= {name: [value] for name in ("optimizer", "schedule") if callable(value := getattr(options, name))}
     found = {name: code(*roots, aside=ASIDE) for name, roots in parts.items()}
@@ -79,6 +79,15 @@ def _given(member: Method) -> dict:
     values = {name: getattr(member, name) for name in own}
     parts = lambda value: value if isinstance(value, list) else [value]  # which are members themselves
     return {name: v for name, v in values.items() if not any(isinstance(part, Method) for part in parts(v))}
+
+
+def _code_of_stream(stream) -> list:
+    """What a stream is made of, whose settings it tells itself, and functions that it was given."""
+    view = stream.view
+    while isinstance(view, Until):  # a stream that grew
+        view = view.view
+    parts = [part for part in (view, stream.augment) if part is not None]
+    return [type(stream), *map(type, parts), *(v for part in parts for v in vars(part).values() if callable(v))]
 
 
 def _code_of_network(network) -> list:

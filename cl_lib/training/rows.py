@@ -59,6 +59,12 @@ class Rows:
             return None
         return seen.expand(*tasks.shape, -1)
 
+    def answerable(self, tasks_met: int) -> list[int]:
+        """The tasks of which a class was met; in task- and domain-incremental learning all of them."""
+        met = set(self.met(tasks_met))
+        every = self.stream.scenario != "class"
+        return [t for t, own in enumerate(self.stream.rows) if every or met.intersection(own)]
+
     def allowed(self, tasks_met: int) -> Tensor:
         """The rows that an answer may come from, for each task ``[T, C]``: before any task all count in class-IL."""
         if self.stream.scenario == "task":

@@ -76,7 +76,8 @@ def run(
         "progress": progress,
         "capture": capture,
     }
-    config = configuration(method, stream, training)
+    code, uncovered = reached(method, stream, training, Learner)
+    config = configuration(method, stream, training, code)
     name = lambda group: file_name(method.key, config, group)
     place = None if out is None else Path(out) / f"{name(seeds)}.safetensors"
     if place is not None:
@@ -85,7 +86,7 @@ def run(
             result.network = lambda: initial_network(method, stream, training, seeds[0])
             return result
         writable(place.parent)
-        if uncovered := reached(method, stream, training)[1]:
+        if uncovered:
             warnings.warn(
                 f"A change in {', '.join(uncovered)} is not noticed when this run is recognised: give fresh=True then.",
                 stacklevel=2,

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from cl_lib.seeds import Bag
+
 
 class Task:
     """What a hook that runs once a task sees of it, for one seed.
@@ -23,9 +25,17 @@ class Task:
 
     def data(self, count: int | None = None, part: str = "train") -> tuple[Tensor, Tensor]:
         """Inputs ``[n, …]`` and output rows ``[n]``: all of them, or a random ``count`` without replacement."""
+        samples = self.draw(count, part)
+        return self.seen(samples), samples.y
+
+    def draw(self, count: int | None = None, part: str = "train") -> Bag:
+        """The same samples as a buffer keeps them, see :meth:`~cl_lib.training.learner.Learner.sample`, ``[n, …]``."""
         index = self.learner.stream.indices(self.seed, self.index, part)
         if count is not None and count < len(index):
             g = self.generator
             index = index[torch.randperm(len(index), generator=g, device=g.device)[:count].to(index.device)]
-        x, y = self.learner.stream.batch([self.seed], index[None], self.index, part)
-        return x[0].to(self.learner.dtype), y[0]
+        return self.learner.sample(self.position, self.index, index, part)
+
+    def seen(self, samples: Bag) -> Tensor:
+        """Samples ``[n, …]`` of this task as the network meets them."""
+        return self.learner.seen(Bag({name: t[None] for name, t in samples.items()}), (self.position,))[0]

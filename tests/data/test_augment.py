@@ -1,11 +1,21 @@
-"""Augmentation against one image at a time."""
+"""Augmentation: crops and flips against one image at a time, and transforms of one's own."""
 
+import copy
+import functools
+import importlib
+import json
+
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from samples import coloured
 
-from cl_lib.data.augment import Augment
+import cl_lib
+from cl_lib._torchvision import transforms
+from cl_lib.data.augment import Augment, Transform
+from cl_lib.data.streams import split
 from cl_lib.errors import InputError
 
 
@@ -85,3 +95,99 @@ def test_without_a_fill_the_padding_is_zero():
 def test_a_crop_that_cannot_be(crop):
     with pytest.raises(InputError, match="whole number of pixels from 0 up"):
         Augment(crop=crop)
+
+
+# Transforms of one's own --------------------------------------------------------------------------
+
+
+def v2():
+    return importlib.import_module(f"{transforms.__name__}.v2")
+
+
+def noisy(x):
+    return x + torch.randn_like(x)
+
+
+MAKES = {
+    "function": lambda: noisy,
+    "lambda": lambda: lambda x: x * torch.rand(()),
+    "torchvision": lambda: v2().Compose([v2().RandomCrop(6, padding=1), v2().RandomHorizontalFlip()]),
+}
+every_transform = pytest.mark.parametrize("make", MAKES.values(), ids=MAKES)
+
+
+def draws(transform, n, seeds):
+    return torch.stack([transform.draw(n, numbers(s)) for s in seeds])
+
+
+@every_transform
+def test_a_transform_is_called_on_each_seeds_batch(make):
+    transform, x = Transform(make()), torch.rand(3, 5, 2, 6, 6)
+    drawn = draws(transform, 5, range(3))
+    assert drawn.shape == (3, 5, 1) and drawn.dtype == torch.int64
+    together = transform.apply(x, drawn)
+    for s in range(3):
+        assert torch.equal(transform.apply(x[s], drawn[s]), together[s])
+        torch.manual_seed(int(drawn[s, 0]))
+        assert torch.equal(make()(x[s]), together[s])
+
+
+def test_a_transform_draws_anew_at_each_step_and_apart_for_each_seed():
+    transform, x, random = Transform(noisy), torch.zeros(2, 4, 1, 3, 3), numbers(0)
+    first, second = (transform.apply(x[0], transform.draw(4, random)) for _ in range(2))
+    assert not torch.equal(first, second)
+    one, other = transform.apply(x, draws(transform, 4, (0, 1)))
+    assert torch.equal(one, first) and not torch.equal(other, first)
+
+
+@every_transform
+def test_the_global_generator_and_the_given_images_stay_as_they_are(make):
+    transform, x = Transform(make()), torch.rand(4, 1, 6, 6)
+    before, state = x.clone(), torch.get_rng_state()
+    transform.apply(x, transform.draw(4, numbers(0)))
+    Transform(lambda x: x.zero_()).apply(x, transform.draw(4, numbers(0)))
+    assert torch.equal(x, before) and torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize(
+    ("function", "found"),
+    [
+        (lambda x: x[:2], r"float32 \[2, 1, 6, 6\] on cpu"),
+        (lambda x: x.mean(1), r"float32 \[4, 6, 6\]"),
+        (lambda x: x.double(), r"float64 \[4, 1, 6, 6\]"),
+        (lambda x: x.numpy(), "ndarray"),
+        (lambda x: None, "NoneType"),
+        (functools.partial(torch.mul, 2j), "complex64"),
+    ],
+)
+def test_what_a_transform_may_not_give_back(function, found):
+    transform = Transform(function)
+    with pytest.raises(InputError, match=rf"The transform .* made .*{found}.*its own kind, here torch.float32 \[4, 1"):
+        transform.apply(torch.rand(4, 1, 6, 6), transform.draw(4, numbers(0)))
+
+
+def test_a_transform_is_known_by_its_code():
+    configs = [split("digits", augment=make()).config()["augment"] for make in MAKES.values()]
+    configs += [split("digits", augment=functools.partial(torch.mul, other)).config()["augment"] for other in (2, 3)]
+    configs += [split("digits", augment=lambda x: x * torch.rand(()) + 1).config()["augment"]]
+    assert len(set(map(json.dumps, configs))) == len(configs)
+    assert configs[:3] == [split("digits", augment=make()).config()["augment"] for make in MAKES.values()]
+    assert list(configs[0]) == ["transform"]
+
+
+def test_a_stream_takes_a_transform_where_it_takes_augment():
+    stream = split(coloured(), 2, augment=noisy)
+    assert stream.augment.function is noisy
+    assert copy.deepcopy(stream).augment.to("cpu").function is noisy
+
+
+@pytest.mark.filterwarnings("ignore::cl_lib.PoorPairing")
+@every_transform
+def test_a_seed_trains_alike_beside_others(make):
+    run = lambda augment, seeds: cl_lib.run(
+        "er", split("digits", per_class=12, augment=augment), seeds=seeds, epochs=2, batch_size=8, hidden=(20,), lr=0.02
+    )
+    augment = v2().RandomCrop(8, padding=1) if isinstance(make(), torch.nn.Module) else make()
+    alone, together = run(augment, (3,)), run(augment, (0, 3))
+    np.testing.assert_array_equal(alone.R[0], together.R[1])
+    assert not np.array_equal(alone.losses, run(False, (3,)).losses)

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import math
 import pickle
 import urllib.error
 import urllib.request
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from samples import coloured, vectors
 from sklearn.datasets import load_digits
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -22,10 +24,8 @@ RAW = {"mnist": "MNIST/raw", "fashion-mnist": "FashionMNIST/raw"}
 UNPACKED = {**RAW, "cifar100": "cifar-100-python"}
 
 
-def tiny(n=6, classes=2, shape=(1, 3, 3), dtype=torch.uint8, name="tiny"):
-    x = torch.randint(256, (n, *shape), generator=torch.Generator().manual_seed(0)).to(dtype)
-    y = torch.arange(n) % classes
-    return Dataset(name, x, y, x[:classes], y[:classes], tuple(map(str, range(classes))))
+def tiny():
+    return coloured(6, 2, (1, 3, 3), name="tiny")
 
 
 @pytest.fixture
@@ -98,7 +98,7 @@ def test_the_fingerprint_sees_one_pixel_one_label_one_name():
     others = [
         Dataset("tiny", x, data.y, data.x_test, data.y_test, data.classes),
         Dataset("tiny", data.x, y, data.x_test, data.y_test, data.classes),
-        Dataset("tiny", data.x, data.y, data.x_test, data.y_test, ("a", "b")),
+        Dataset("tiny", data.x, data.y, data.x_test, data.y_test, ("c", "d")),
     ]
     assert len({data.fingerprint, *(d.fingerprint for d in others)}) == 4
     assert tiny().fingerprint == data.fingerprint
@@ -153,6 +153,8 @@ def test_a_data_root_that_does_not_exist(tmp_path, monkeypatch):
 def test_an_unknown_name_suggests_the_nearest():
     with pytest.raises(InputError, match="Did you mean 'fashion-mnist'"):
         load("fashoin-mnist")
+    with pytest.raises(InputError, match="not a data set that I know"):
+        load(["mnist"])
 
 
 # Files that are missing or damaged ----------------------------------------------------------------
@@ -320,16 +322,49 @@ def test_an_empty_folder_of_pictures(tmp_path):
         ({"x": torch.zeros(6, 9)}, r"torch.float32 \[6, 9\]: give uint8 or float32"),
         ({"x": torch.zeros(6, 1, 3, 3, dtype=torch.int64)}, "give uint8 or float32"),
         ({"y": torch.zeros(5, dtype=torch.int64)}, "one for each of the 6 images"),
+        ({"x": torch.zeros(6, 1, 3, 3, dtype=torch.complex64)}, "complex64 .*: give uint8 or float32"),
+        ({"x": torch.zeros(6, 0, 3, 3)}, r"\[6, 0, 3, 3\]: give"),
+        ({"x": [[1.0]]}, "x of 'tiny' is given as list: give a tensor or a NumPy array"),
+        ({"x": np.full((6, 1, 3, 3), "red")}, "x of 'tiny' is an array of .*: give one of numbers"),
+        (
+            {"x": torch.zeros(6, 1, 3, 3).index_fill(0, torch.tensor([4, 5]), math.nan)},
+            r"training images .* in image 4",
+        ),
+        ({"x_test": np.full((4, 1, 3, 3), -math.inf)}, "test images of 'tiny' hold nan or an infinity, .* image 0"),
         ({"y": torch.zeros(6)}, "give int64"),
+        ({"y": torch.zeros(6, dtype=torch.bool)}, "torch.bool .*: give int64"),
+        ({"y": np.linspace(0, 1, 6)}, "float64 .*: give int64"),
+        ({"y": np.array([0, 1, 0, 1, 0, -1])}, "run from -1 to 1"),
+        ({"classes": [0, 1]}, r"classes=\[0, 1\] of 'tiny' .* name of each class, a string"),
+        ({"classes": "ab"}, "classes='ab'"),
+        ({"classes": 2}, "classes=2"),
         ({"y": torch.full((6,), 2)}, "run from 2 to 2, but it names 2 classes"),
-        ({"x_test": torch.zeros(2, 1, 3, 3)}, "give one kind"),
-        ({"x_test": torch.zeros(2, 3, 3, 3, dtype=torch.uint8)}, "give one kind"),
+        ({"x_test": torch.zeros(4, 1, 3, 3)}, "give one kind"),
+        ({"x_test": torch.zeros(4, 3, 3, 3, dtype=torch.uint8)}, "give one kind"),
     ],
 )
 def test_tensors_that_do_not_fit_are_refused(change, message):
     parts = {name: getattr(tiny(), name) for name in ("name", "x", "y", "x_test", "y_test", "classes")}
     with pytest.raises(InputError, match=message):
         Dataset(**{**parts, **change})
+
+
+def test_arrays_are_taken_as_tensors_are():
+    data = tiny()
+    arrays = {name: getattr(data, name).numpy() for name in ("x", "y", "x_test", "y_test")}
+    assert Dataset("tiny", **arrays, classes=["a", "b"]).fingerprint == data.fingerprint
+    fixed = np.ascontiguousarray(arrays["x"])
+    fixed.setflags(write=False)
+    strange = {"x": fixed[::-1][::-1], "y": arrays["y"].astype(">i2"), "y_test": arrays["y_test"].astype(np.uint64)}
+    assert Dataset("tiny", **{**arrays, **strange}, classes=("a", "b")).fingerprint == data.fingerprint
+
+
+def test_floating_kinds_become_float32():
+    data = tiny()
+    x, x_test = (t.numpy() / 255 for t in (data.x, data.x_test))
+    wide = Dataset("floats", x, data.y, torch.from_numpy(x_test).half(), data.y_test, data.classes)
+    assert wide.x.dtype == wide.x_test.dtype == torch.float32
+    torch.testing.assert_close(wide.x, data.x / 255)
 
 
 class Pictures:
@@ -349,20 +384,39 @@ class Pictures:
 
 def test_join_reads_pictures_tensors_and_loaders():
     both = Pictures([2, 0, 2]), Pictures([0, 2])
-    data, sizes = join([both, both], "mine")
-    assert sizes == [2, 2]
+    data, labels = join([both, both], "mine")
+    assert labels == [[0, 2], [0, 2]]
     assert data.classes == ("ape", "cat", "ape", "cat")
     assert data.y.tolist() == [1, 0, 1, 3, 2, 3]
     assert data.y_test.tolist() == [0, 1, 2, 3]
     assert data.x.shape == (6, 3, 4, 4)
     assert data.x[2, :, 0, 0].tolist() == [2, 0, 2]
 
-    vectors = TensorDataset(torch.rand(5, 7), torch.tensor([7, 3, 3, 7, 3]))
-    plain, _ = join([(vectors, vectors)], "vectors")
-    loaded, _ = join([(DataLoader(vectors, 2), DataLoader(vectors, 3))], "vectors")
+    table = TensorDataset(torch.rand(5, 7), torch.tensor([7, 3, 3, 7, 3]))
+    plain, _ = join([(table, table)], "vectors")
+    loaded, _ = join([(DataLoader(table, 2), DataLoader(table, 3))], "vectors")
     assert plain.x.shape == (5, 1, 1, 7)
     assert plain.classes == ("3", "7")
     assert plain.fingerprint == loaded.fingerprint
+
+
+def test_join_reads_arrays_and_data_sets():
+    data = tiny()
+    whole, labels = join([data], "tiny")
+    assert (whole.fingerprint, labels) == (data.fingerprint, [[0, 1]])
+    tensors = (data.x, data.y), (data.x_test, data.y_test)
+    arrays = [(x.permute(0, 2, 3, 1).numpy(), y.numpy()) for x, y in tensors]  # channels last, as in pictures
+    for pair in tensors, arrays:
+        read, _ = join([pair], "tiny")
+        assert torch.equal(read.x, data.x)
+        assert torch.equal(read.y_test, data.y_test)
+        assert read.classes == ("0", "1")
+
+
+def test_labels_of_every_integer_kind_are_read():
+    x, kinds = torch.rand(1, 2, 2), (1, np.uint8(1), torch.tensor(1, dtype=torch.int16), np.array([1]))
+    data, labels = join([([(x, label) for label in kinds], [(x, 1)])], "kinds")
+    assert data.y.tolist() == [0] * 4 and labels == [[1]]
 
 
 @pytest.mark.parametrize(
@@ -375,6 +429,13 @@ def test_join_reads_pictures_tensors_and_loaders():
         ([(["a", "b"], ["a", "b"])], r"cannot be read"),
         ([[Pictures([0])] * 2, [Pictures([0], (5, 5))] * 2], r"must be of one kind"),
         ([(5, 5)], "cannot be read"),
+        ([vectors([0.7, 1.0])], r"training set of task 0 cannot be read \(the label 0\.[67]\d* is no whole number"),
+        ([vectors([0, -1])], r"the label -1 is no whole number from 0 up.*give pairs \(image, whole number\)"),
+        ([vectors([True, False])], "the label True is no whole number"),
+        ([([(torch.rand(1, 2, 2), 2**70)],) * 2], "cannot be read"),
+        ([([(torch.rand(1, 2, 2), torch.tensor([1, 2]))],) * 2], "cannot be read"),
+        ([([(np.ones((2, 2), complex), 0)],) * 2], "an image holds complex numbers"),
+        ([([(torch.full((1, 2, 2), math.nan), 0)],) * 2], "training images of 'mine' hold nan"),
     ],
 )
 def test_sources_that_do_not_fit_are_refused(tasks, message):

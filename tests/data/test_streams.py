@@ -6,15 +6,13 @@ import pickle
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.utils.data import TensorDataset
+from samples import coloured, rows, vectors, whole
 
 from cl_lib.data.augment import Augment
 from cl_lib.data.datasets import Dataset, load
 from cl_lib.data.streams import Stream, from_datasets, permuted, rotated, shifted, split
-from cl_lib.data.views import SHIFTS, _noise, corruption, rotate
 from cl_lib.errors import InputError
 
 ALL = {
@@ -26,24 +24,6 @@ ALL = {
 SCENARIOS = "task", "domain", "class"
 every_stream = pytest.mark.parametrize("make", ALL.values(), ids=ALL)
 every_scenario = pytest.mark.parametrize("scenario", SCENARIOS)
-
-
-def coloured(n=40, classes=4, shape=(3, 4, 6), seed=0):
-    """A small colour data set whose images are higher than wide or wider than high."""
-    x = torch.randint(256, (n, *shape), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
-    y = torch.arange(n) % classes
-    return Dataset("coloured", x, y, x[: 2 * classes], y[: 2 * classes], tuple("abcdefgh"[:classes]))
-
-
-def whole(stream, seed, task, part="train"):
-    """All of a task: (indices, x, y)."""
-    index = stream.indices(seed, task, part)
-    x, y = stream.batch([seed], index[None], task, part)
-    return index, x[0], y[0]
-
-
-def rows(stream):
-    return [list(r) for r in stream.rows]
 
 
 # Tasks and rows -----------------------------------------------------------------------------------
@@ -232,6 +212,26 @@ def test_a_constant_channel_is_only_centred():
     assert inputs[:, 1].abs().max() < 1e-6
 
 
+def test_the_features_of_a_table_are_standardised_one_by_one():
+    scale = torch.tensor([1.0, 1e-3, 1e4, 0, 2]), torch.tensor([0.0, 5, 2000, 7, 1e6])
+    x = torch.randn(60, 5, generator=torch.Generator().manual_seed(0)) * scale[0] + scale[1]
+    stream = from_datasets([((x, torch.arange(60) % 2),) * 2], normalise="standard")
+    _, inputs, _ = whole(stream, 0, 0)
+    table = inputs.flatten(1)
+    torch.testing.assert_close(table.mean(0), torch.zeros(5), rtol=0, atol=1e-2)  # 1e6 ± 2 has few digits left
+    torch.testing.assert_close(table.std(0, correction=0), torch.tensor([1.0, 1, 1, 0, 1]), rtol=1e-2, atol=0)
+    torch.testing.assert_close(stream.pixels(inputs).flatten(1), x)
+    lines = from_datasets([((x.view(60, 1, 5, 1), torch.arange(60) % 2),) * 2], normalise="standard")  # an image
+    assert lines._mean.shape == (1, 1, 1)
+
+
+def test_a_table_of_bytes_counts_from_0_to_1():
+    data = coloured(shape=(1, 1, 6))
+    _, x, _ = whole(split(data, 1), 0, 0)
+    raw = data.x / 255
+    torch.testing.assert_close(x, (raw - raw.mean(0)) / raw.std(0, correction=0), rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("normalise", ["standard", "none"])
 def test_the_padding_of_augmentation_is_black(normalise):
     data = coloured()
@@ -244,140 +244,26 @@ def test_the_padding_of_augmentation_is_black(normalise):
     assert split(data, 2, augment=Augment(fill=0.25)).augment.fill == 0.25
 
 
-# Permutations -------------------------------------------------------------------------------------
+# Classes that cannot be measured -------------------------------------------------------------------
 
 
-@given(seed=st.integers(0, 20), task=st.integers(0, 2))
-@settings(max_examples=10, deadline=None)
-def test_a_permutation_moves_each_pixel_to_a_place_of_its_own(seed, task):
-    data = coloured()
-    stream, plain = permuted(data, 3, normalise="centre"), split(data, 1, normalise="centre")
-    _, x, _ = whole(stream, seed, task)
-    _, original, _ = whole(plain, seed, 0)
-    place = torch.arange(24.0).view(1, 1, 1, 4, 6).expand(1, 1, 3, 4, 6)
-    order = stream.view.inputs(place, [seed], task).flatten(-2)[0, 0].long()
-    assert torch.equal(order[0].sort().values, torch.arange(24))
-    assert (order == order[0]).all()
-    assert torch.equal(x.flatten(-2), original.flatten(-2)[..., order[0]])
+def untested(missing, classes=4):
+    data = coloured(classes=classes)
+    kept = ~torch.isin(data.y_test, torch.tensor(missing))
+    return Dataset("untested", data.x, data.y, data.x_test[kept], data.y_test[kept], data.classes)
 
 
-def test_permutations_differ_between_tasks_and_the_first_may_be_none():
-    stream = permuted("digits", 3, identity_first=True)
-    _, plain, _ = whole(split("digits", 1), 0, 0)
-    assert torch.equal(whole(stream, 0, 0)[1], plain)
-    assert not torch.equal(whole(stream, 0, 1)[1], whole(stream, 0, 2)[1])
-    assert torch.equal(whole(stream, 0, 1)[1], whole(permuted("digits", 3), 0, 1)[1])
+def test_a_class_without_test_images_is_warned_of_once():
+    with pytest.warns(UserWarning, match="'untested' has no test image of the class 'b', 'c': .* stays nan") as told:
+        stream = split(untested([1, 2]), 2)
+    assert len(told) == 1
+    assert [len(stream.indices(0, t, "test")) for t in range(2)] == [2, 2]
 
 
-# Rotations and other shifts -----------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("quarters", [0, 1, 2, 3, 4, -1])
-def test_quarter_turns_of_squares(quarters):
-    x = torch.rand(2, 3, 2, 9, 9)
-    turned = rotate(x, torch.full((1, 1), 90.0 * quarters))
-    torch.testing.assert_close(turned, x.rot90(quarters, (-2, -1)), rtol=0, atol=1e-5)
-
-
-def test_a_half_turn_of_a_rectangle_and_a_small_turn_keep_proportions():
-    x = torch.rand(1, 2, 1, 4, 10)
-    torch.testing.assert_close(rotate(x, torch.full((1, 1), 180.0)), x.flip(-1, -2), rtol=0, atol=1e-5)
-    dot = torch.zeros(1, 1, 1, 11, 31)
-    dot[..., 5, 25] = 1  # ten pixels right of the middle; a quarter turn puts it above, outside
-    assert rotate(dot, torch.full((1, 1), 90.0)).abs().max() < 1e-5
-    dot = torch.zeros(1, 1, 1, 11, 31)
-    dot[..., 5, 19] = 1
-    assert rotate(dot, torch.full((1, 1), 90.0))[..., 1, 15] == pytest.approx(1, abs=1e-4)
-
-
-def test_each_image_by_its_own_angle():
-    x = torch.rand(2, 3, 1, 5, 5)
-    angles = torch.tensor([[0.0, 30, 77], [90, -20, 180]])
-    turned = rotate(x, angles)
-    for s in range(2):
-        for b in range(3):
-            alone = rotate(x[s, b][None, None], angles[s, b].view(1, 1))[0, 0]
-            torch.testing.assert_close(turned[s, b], alone, rtol=0, atol=1e-6)
-
-
-def test_rotated_tasks():
-    assert rotated("digits", 4).view.angles == (0, 45, 90, 135)
-    stream = rotated("digits", angles=np.array([0, 90]), normalise="none")
-    assert stream.tasks == 2
-    _, x, _ = whole(stream, 0, 1)
-    torch.testing.assert_close(x, whole(stream, 0, 0)[1].rot90(1, (-2, -1)), rtol=0, atol=1e-5)
-    tilted, upright = rotated("digits", angles=[45]), split("digits", 1)  # what comes in is black, not grey
-    torch.testing.assert_close(whole(tilted, 0, 0)[1].min(), whole(upright, 0, 0)[1].min())
-
-
-@pytest.mark.parametrize("name", list(SHIFTS))
-def test_every_shift_keeps_the_shape_and_the_range(name):
-    x = torch.rand(2, 3, 3, 5, 7)
-    out = corruption(name)(x, torch.randint(9000, (2, 3)))
-    assert out.shape == x.shape
-    assert out.min() > -1e-6
-    assert out.max() < 1 + 1e-6
-    assert torch.equal(out, x) == (name == "clean")
-
-
-def test_noise_is_the_same_at_every_look_and_of_the_stated_size():
-    stream = shifted("digits", ["noisy"], normalise="none")
-    index = torch.tensor([[5, 900]])
-    first, second = (stream.batch([seed], index, 0)[0] for seed in (0, 1))
-    assert torch.equal(first, second)
-    assert torch.equal(stream.batch([0], index.flip(1), 0)[0].flip(1), first)
-    assert _noise((1, 8, 8), torch.device("cpu")).std() == pytest.approx(1, abs=0.02)
-    grey = torch.full((1, 200, 1, 8, 8), 0.5)
-    assert corruption("noisy:0.1")(grey, torch.arange(200)[None]).std() == pytest.approx(0.1, abs=0.01)
-
-
-def test_shifts_do_what_their_names_say():
-    x, index = torch.rand(1, 2, 1, 4, 4), torch.zeros(1, 2, dtype=torch.int64)
-    torch.testing.assert_close(corruption("inverted")(x, index), 1 - x)
-    torch.testing.assert_close(corruption("dark:0.5")(x, index), x / 2)
-    torch.testing.assert_close(corruption("low-contrast:0.5")(x, index), 0.25 + x / 2)
-    mean = x.mean((-2, -1), keepdim=True).expand_as(x)
-    torch.testing.assert_close(corruption("pixelated:4")(x, index), mean)
-    hidden = corruption("occluded:0.5")(x, index) == 0
-    assert hidden[..., 1:3, 1:3].all()
-    assert hidden.sum() == 2 * 4
-    grey = torch.full((1, 1, 1, 9, 9), 0.5)
-    assert corruption("blurred")(grey, index[:, :1])[..., 4, 4] == pytest.approx(0.5, abs=1e-6)
-    impulse = F.pad(torch.ones(1, 1, 1, 1, 1), (6, 6, 6, 6))
-    spread = corruption("blurred:1.5")(impulse, index[:, :1])[0, 0, 0]
-    along = torch.arange(-6.0, 7)
-    assert (spread.sum(0) * along**2).sum().sqrt() == pytest.approx(1.5, rel=0.03)
-
-
-def test_shifted_defaults_to_clean_rotated_noisy():
-    stream, plain = shifted("digits"), split("digits", 1)
-    assert stream.tasks == 3
-    assert torch.equal(whole(stream, 0, 0)[1], whole(plain, 0, 0)[1])
-
-
-# Streams of one's own -----------------------------------------------------------------------------
-
-
-def test_from_datasets():
-    def sets(labels):
-        x, y = torch.rand(6, 1, 2, 2), torch.tensor(labels)
-        return TensorDataset(x, y), TensorDataset(x, y)
-
-    tasks = [sets([0, 1] * 3), sets([5, 3] * 3)]
-    stream = from_datasets(tasks, "class")
-    assert rows(stream) == [[0, 1], [2, 3]]
-    assert stream.classes(0) == ["0", "1", "3", "5"]
-    _, x, y = whole(stream, 0, 1)
-    assert torch.equal(x, tasks[1][0].tensors[0])
-    assert y.tolist() == [3, 2] * 3
-    assert whole(from_datasets(tasks, "domain"), 0, 1)[2].tolist() == [1, 0] * 3
-    assert from_datasets(tasks, "domain").classes(0) == ["0/3", "1/5"]
-    again = from_datasets([sets([0, 1, 2] * 2), sets([0, 1, 2] * 2)], "domain")
-    assert again.classes(0) == ["0", "1", "2"]
-    with pytest.raises(InputError, match=r"\[2, 3\]"):
-        from_datasets([sets([0, 1] * 3), sets([0, 1, 2] * 2)], "domain")
-    with pytest.raises(InputError, match="order"):
-        from_datasets(tasks, order="per-seed")
+@pytest.mark.parametrize(("missing", "order"), [([0, 1], "fixed"), ([1, 2], "per-seed"), ([1, 3], [1, 3, 0, 2])])
+def test_a_task_without_test_images_is_refused(missing, order):
+    with pytest.raises(InputError, match="a task of nothing else could not be measured: add test images"):
+        split(untested(missing), 2, order=order)
 
 
 # A stream as a thing ------------------------------------------------------------------------------
@@ -450,6 +336,15 @@ def test_to_the_same_device_is_the_stream_itself():
         (lambda: split("digits", validation="half"), r"validation='half'"),
         (lambda: split("digits", validation=0.999), r"0 images to train on.*hold out less"),
         (lambda: split("digits", augment="yes"), r"augment='yes'"),
+        (lambda: split("digits", augment=Augment), r"augment=<class .*a function of a batch"),
+        (lambda: split("digits", boundaries=0), r"boundaries=0 cannot be used"),
+        (lambda: split("digits", foo=1), r"'foo' is not a setting of split.*Known: augment, blurry, .*validation"),
+        (lambda: split("digits", normalize="none"), r"Did you mean 'normalise'"),
+        (lambda: split("digits", view=None), r"'view' is not a setting of split"),
+        (lambda: permuted("digits", first=2), r"'first' is not a setting of permuted.*mean 'identity_first'"),
+        (lambda: rotated("digits", angels=[0]), r"Did you mean 'angles'"),
+        (lambda: shifted("digits", tasks=3), r"'tasks' is not a setting of shifted"),
+        (lambda: from_datasets([vectors([0, 1])], scenrio="task"), r"Did you mean 'scenario'"),
         (lambda: split("dogits"), r"Did you mean 'digits'"),
         (lambda: split([1, 2, 3]), r"data is given as list.*from_datasets"),
         (lambda: split("digits").indices(0, 0, "validation"), r"'validation' is not a part"),
@@ -465,6 +360,7 @@ def test_to_the_same_device_is_the_stream_itself():
         (lambda: shifted("digits", ["clean", "nosy"]), r"Did you mean 'noisy'"),
         (lambda: shifted("digits", "noisy"), r"give a list"),
         (lambda: shifted("digits", []), r"give a list"),
+        (lambda: shifted("digits", [["noisy"]]), r"give a list"),
         (lambda: shifted("digits", ["clean:2"]), r"'clean' takes no amount"),
         (lambda: shifted("digits", ["noisy:much"]), r"'noisy' takes a number .* for example noisy:0.3"),
         (lambda: shifted("digits", ["noisy:-1"]), r"takes a number"),
@@ -474,6 +370,8 @@ def test_to_the_same_device_is_the_stream_itself():
             r"run from 3 to 3.*from 0 to 1",
         ),
         (lambda: Stream("s", load("digits"), "class", [5, 5], order=[1]), r"is no order"),
+        (lambda: Stream("s", load("digits"), "class", []), r"sizes=\[\] cannot be used"),
+        (lambda: Stream("s", load("digits"), "class", [11]), r"sizes=\[11\] .* at most the 10 of 'digits'"),
     ],
 )
 def test_refused_with_a_sentence(make, message):

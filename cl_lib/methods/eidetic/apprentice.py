@@ -249,12 +249,13 @@ class Apprentice:
         learner, n = self.learner, self.method.router_samples
         order = torch.randperm(len(self.index), generator=self.generator, device=self.generator.device)
         chosen = self.index[order[:n].to(self.index.device)]
-        x, y = learner.stream.batch([learner.seeds[self.position]], chosen[None], self.task)
-        state, start = self.state, int(learner.state.count[self.position])
-        new = slice(start, start + len(chosen))
-        state["x"][new], state["y"][new], state["task"][new] = x[0].to(state["x"].dtype), y[0], self.task
+        start = int(learner.state.count[self.position])
+        for name, values in learner.sample(self.position, self.task, chosen).items():
+            self.state["images"][name][start : start + len(chosen)] = values
         learner.state.count[self.position] += len(chosen)
-        return Bag({k: learner.state[k] for k in ("x", "y", "task", "count")})
+        kept = learner.state.images
+        x = learner.seen(kept, range(len(learner.seeds)))
+        return Bag(x=x, y=kept.y, task=kept.task, count=learner.state.count)
 
     # --- what is measured --------------------------------------------------------------------------------
 

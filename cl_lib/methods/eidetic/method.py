@@ -1,11 +1,13 @@
 import math
 from dataclasses import dataclass
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from cl_lib.errors import InputError, suggest
+from cl_lib.bounds import BelowOne, Bound, Count, Natural
+from cl_lib.errors import InputError
 from cl_lib.methods._base import Method
 from cl_lib.methods.eidetic import structure
 from cl_lib.methods.eidetic.apprentice import Apprentice
@@ -15,9 +17,8 @@ from cl_lib.nets.losses import cross_entropy, masked
 from cl_lib.nets.net import head_of
 from cl_lib.seeds import Bag
 
-SCORES = ("l1", "l2", "taylor", "random")
+PositiveShare = Annotated[float, Bound(0, 1, open_low=True)]
 RULES = ("persistence", "resistance", "statistics", "guard")
-ROUTERS = ("free", "frozen")
 
 
 @dataclass
@@ -58,41 +59,24 @@ class Eidetic(Method):
     one number a neuron, and that data.
     """
 
-    score: str = "l2"  # or "l1", "taylor", "random"
-    step: float = 0.05  # share of the neurons pruned at once
-    tolerance: float = 0.03  # relative loss of training accuracy that ends pruning; -1: no pruning
-    recovery: int = 5  # epochs after a pruning step, at most
-    wait: int = 5  # epochs without a better training accuracy before a task counts as learned
-    rate_cut: float = 1.0  # of lr while pruning
+    score: Literal["l1", "l2", "taylor", "random"] = "l2"  # or "l1", "taylor", "random"
+    step: PositiveShare = 0.05  # share of the neurons pruned at once
+    tolerance: BelowOne | Literal[-1] = 0.03  # relative loss of training accuracy that ends pruning; -1: no pruning
+    recovery: Count = 5  # epochs after a pruning step, at most
+    wait: Natural = 5  # epochs without a better training accuracy before a task counts as learned
+    rate_cut: PositiveShare = 1.0  # of lr while pruning
     nested: bool = True  # whether new neurons may read old ones
-    score_samples: int | None = None  # images that "taylor" looks at; None: the task's all
-    router: str = "free"  # trained with the free neurons, or "frozen": on the body as it is
-    router_epochs: int = 5
-    router_samples: int | None = None  # images stored of each task; None: all old data is read again
-    without: str | None = None  # "persistence", "resistance", "statistics" or "guard"
+    score_samples: Count | None = None  # images that "taylor" looks at; None: the task's all
+    router: Literal["free", "frozen"] = "free"  # trained with the free neurons, or "frozen": on the body as it is
+    router_epochs: Count = 5
+    router_samples: Count | None = None  # images stored of each task; None: all old data is read again
+    without: Literal[RULES] | None = None  # "persistence", "resistance", "statistics" or "guard"
 
     family = "architecture"
     stacked = False
     helps = {"class": {}}
     citation = "Dronen & Balestriero, 2025, arXiv:2502.09500; Golkar et al., 2019, arXiv:1903.04476 (the sparsity)"
     cost = "up to recovery epochs a pruning step, 1/step of them; memory: an owner a neuron, the router's old data"
-
-    def check(self, learner):
-        for name, known in (("score", SCORES), ("router", ROUTERS)):
-            if getattr(self, name) not in known:
-                raise suggest(getattr(self, name), known, name)
-        if self.without is not None and self.without not in RULES:
-            raise suggest(self.without, RULES, "rule to leave out")
-        if not 0 < self.step <= 1:
-            raise InputError(f"step={self.step} is the share of neurons pruned at once: give more than 0, up to 1.")
-        if self.tolerance != -1 and not 0 <= self.tolerance < 1:
-            raise InputError(f"tolerance={self.tolerance} must be from 0 to 1, or -1 for no pruning.")
-        for name in ("recovery", "wait", "router_epochs", "router_samples", "score_samples"):
-            value, least = getattr(self, name), 0 if name == "wait" else 1
-            if value is not None and value < least:
-                raise InputError(f"{name}={value} must be {least} or more.")
-        if not 0 < self.rate_cut <= 1:
-            raise InputError(f"rate_cut={self.rate_cut} multiplies lr while pruning: give a number above 0, up to 1.")
 
     # --- the network -------------------------------------------------------------------------------------
 
@@ -118,9 +102,9 @@ class Eidetic(Method):
         if learner.stream.scenario != "task":
             state.seen = torch.zeros(S, learner.stream.tasks, dtype=torch.bool, device=learner.device)
             if self.router_samples is not None:
-                (x, y), size = learner.example(), (S, self.router_samples * learner.stream.tasks)
-                state.x, state.y = x.new_zeros(*size, *x.shape), y.new_zeros(size)
-                state.task, state.count = y.new_zeros(size), torch.zeros(S, dtype=torch.int64)
+                size = S, self.router_samples * learner.stream.tasks
+                state.images = Bag({k: t.new_zeros(*size, *t.shape) for k, t in learner.sample().items()})
+                state.count = torch.zeros(S, dtype=torch.int64)
         return state
 
     # --- one model ---------------------------------------------------------------------------------------
@@ -143,6 +127,12 @@ class Eidetic(Method):
         chosen = masked(route(net, net.features(x)), state.seen).argmax(-1)
         at = net.buffers["place"][chosen]
         return logits.gather(1, at.clamp(min=0)).masked_fill(at < 0, -math.inf)
+
+    def grow(self, state, growth):
+        raise InputError(
+            "eidetic owns neurons by task from the start, and its output rows and router with them: give the stream "
+            "all its tasks when training begins, or another method for tasks that are not known."
+        )
 
     # --- all seeds ---------------------------------------------------------------------------------------
 

@@ -1,10 +1,12 @@
 import dataclasses
 import warnings
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
-from cl_lib.errors import InputError, suggest
+from cl_lib.bounds import BelowOne, Count, Natural, NonNegative
+from cl_lib.errors import InputError
 from cl_lib.methods._base import Method
 from cl_lib.methods._wrapper import Part, Wrapper
 from cl_lib.methods.recl import reconstruction
@@ -15,9 +17,6 @@ from cl_lib.replay import buffers
 from cl_lib.replay.rehearsal import refill, start_buffer
 from cl_lib.search import storage_of
 from cl_lib.seeds import Bag, take
-
-SOURCES = ("network", "noise", "stored")
-STRATEGIES = ("naive", "unsupervised", "supervised")
 
 
 @dataclass
@@ -51,21 +50,21 @@ class ReCL(Wrapper):
     """
 
     host: Method | str = "finetune"
-    samples: int = 100  # m, in all
-    steps: int = 1000
-    rate: float = reconstruction.Settings.rate
-    lambda_rate: float = reconstruction.Settings.lambda_rate
-    inertia: float = reconstruction.Settings.inertia
-    lambda_min: float = reconstruction.Settings.lambda_min
-    lambda_weight: float = reconstruction.Settings.lambda_weight
-    spread: float = reconstruction.Settings.spread
-    alpha: float = reconstruction.Settings.alpha
-    stop: int | None = None  # end after so many iterations without a lower loss
-    precision: str | None = None  # "float32" or "float64" for the reconstruction; None: the run's
-    source: str = "network"
-    strategy: str = "naive"
-    trials: int = 10
-    references: int = 100  # real images that the supervised strategy stores
+    samples: Natural = 100  # m, in all
+    steps: Count = 1000
+    rate: NonNegative = reconstruction.Settings.rate
+    lambda_rate: NonNegative = reconstruction.Settings.lambda_rate
+    inertia: BelowOne = reconstruction.Settings.inertia
+    lambda_min: NonNegative = reconstruction.Settings.lambda_min
+    lambda_weight: NonNegative = reconstruction.Settings.lambda_weight
+    spread: NonNegative = reconstruction.Settings.spread
+    alpha: NonNegative = reconstruction.Settings.alpha
+    stop: Count | None = None  # end after so many iterations without a lower loss
+    precision: Literal["float32", "float64"] | None = None  # of the reconstruction; None: the run's
+    source: Literal["network", "noise", "stored"] = "network"
+    strategy: Literal["naive", "unsupervised", "supervised"] = "naive"
+    trials: Count = 10
+    references: Count = 100  # real images that the supervised strategy stores
     study: str | None = None
 
     family = "replay"
@@ -86,15 +85,6 @@ class ReCL(Wrapper):
             raise InputError(
                 f"{self.host.key} trains in a loop of its own, to which nothing can be joined: give ReCL another host."
             )
-        for name, least in (("samples", 0), ("trials", 1), ("references", 1)):
-            if getattr(self, name) < least:
-                raise InputError(f"{name}={getattr(self, name)} must be {least} or more.")
-        for name, known in (("source", SOURCES), ("strategy", STRATEGIES)):
-            if getattr(self, name) not in known:
-                raise suggest(getattr(self, name), known, name)
-        if self.precision not in (None, "float32", "float64"):
-            raise suggest(self.precision, ("float32", "float64"), "precision")
-        self.settings()
         kept = "samples" if self.source == "stored" else "references"
         if 0 < self.keeps < (classes := sum(learner.stream.sizes)):
             raise InputError(f"{kept}={self.keeps} cannot hold an image of each of {classes} classes: raise {kept}.")
@@ -119,7 +109,7 @@ class ReCL(Wrapper):
         rows = taught(learner, task)
         if self.source == "stored":
             kept = learner.state.stored
-            return Bag(x=kept.x, y=kept.y, count=buffers.filled(kept))
+            return Bag(x=learner.seen(kept, range(len(learner.seeds))), y=kept.y, count=buffers.filled(kept))
         y = reconstruction.labels(self.samples, rows)
         generators, like = learner.random(purpose="recl"), learner.example()[0]
         x = like.new_zeros(len(learner.seeds), self.samples, *like.shape)

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from cl_lib.errors import InputError
+from cl_lib.bounds import BelowOne, Count, NonNegative, check_fields
 from cl_lib.nets.net import Net, head_of
 from cl_lib.seeds import Bag, over_seeds
 
@@ -34,28 +34,20 @@ CHECKED_EVERY = 20  # iterations between two looks at the device
 class Settings:
     """How to reconstruct; the defaults are the naive strategy's."""
 
-    steps: int = 1000  # iterations at most
-    rate: float = 0.03  # SGD's learning rate for the samples
-    lambda_rate: float = 0.03  # and for the coefficients
-    inertia: float = 0.9  # momentum of both
-    lambda_min: float = 0.05
-    lambda_weight: float = 5.0  # w
-    spread: float = 1e-2  # σ_x, of the noise that the samples start as
-    alpha: float = 150.0  # steepness of the smooth derivative of ReLU
+    steps: Count = 1000  # iterations at most
+    rate: NonNegative = 0.03  # SGD's learning rate for the samples
+    lambda_rate: NonNegative = 0.03  # and for the coefficients
+    inertia: BelowOne = 0.9  # momentum of both
+    lambda_min: NonNegative = 0.05
+    lambda_weight: NonNegative = 5.0  # w
+    spread: NonNegative = 1e-2  # σ_x, of the noise that the samples start as
+    alpha: NonNegative = 150.0  # steepness of the smooth derivative of ReLU
     averaged: bool = True  # the 1/m
-    stop: int | None = None  # end after so many iterations without a lower loss
-    tolerance: float = 1e-4  # lower by this share of it
+    stop: Count | None = None  # end after so many iterations without a lower loss
+    tolerance: NonNegative = 1e-4  # lower by this share of it
 
     def __post_init__(self):
-        for name in ("steps", "stop"):
-            value = getattr(self, name)
-            if not (value is None and name == "stop") and (type(value) is not int or value < 1):
-                raise InputError(f"{name}={value!r} must be a whole number of iterations, 1 or more.")
-        for name in ("rate", "lambda_rate", "inertia", "lambda_min", "lambda_weight", "spread", "alpha", "tolerance"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise InputError(f"{name}={getattr(self, name)!r} must be a finite number, 0 or more.")
-        if self.inertia >= 1:
-            raise InputError(f"inertia={self.inertia!r} must be less than 1, or the search would never slow down.")
+        check_fields(self, "recl")
 
 
 # --- the loss of one model --------------------------------------------------------------------------------

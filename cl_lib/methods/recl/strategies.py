@@ -7,6 +7,7 @@ from cl_lib import _torchvision  # noqa: F401, torchmetrics imports torchvision
 from cl_lib.identity import digest
 from cl_lib.methods.recl.similarity import quality
 from cl_lib.search import optimise
+from cl_lib.seeds import Bag
 
 RANGES = {  # Janetzky et al., appendix B.3
     "spread": {"log": (1e-6, 0.1)},
@@ -25,7 +26,8 @@ def tuned(method, learner, task: int, position: int, search):
     settings, supervised = method.settings(), method.strategy == "supervised"
     if supervised:
         kept = learner.state.stored
-        references = kept.x[position, : int(min(kept.seen[position], method.references))]
+        images = learner.seen(Bag({k: t[position][None] for k, t in kept.items() if k != "seen"}), (position,))[0]
+        references = images[: int(min(kept.seen[position], method.references))]
     best = (-math.inf, {}, None)  # what this process has found: its merit, settings, samples
 
     def value(chosen):
