@@ -51,12 +51,13 @@ def identify(value):
         return {k: identify(v) for k, v in value.items()}
     if isinstance(value, bool | int | float | str | None):
         return value
-    return dotted(value if hasattr(value, "__qualname__") else type(value))
+    return dotted(value)
 
 
 def dotted(value) -> str:
-    """The full name of a function or a class."""
-    return f"{getattr(value, '__module__', None)}.{getattr(value, '__qualname__', type(value).__qualname__)}"
+    """The full name of a function or a class, or of the class of anything else."""
+    named = value if hasattr(value, "__qualname__") else type(value)
+    return f"{getattr(named, '__module__', None)}.{named.__qualname__}"
 
 
 def digest(config: dict, seeds: tuple[int, ...]) -> str:
@@ -130,7 +131,8 @@ class _Reach:
         self.looked = 0
 
     def digest(self) -> str:
-        total = hashlib.sha256(repr([self.token(root, dotted(root)) for root in self.roots]).encode())
+        name = lambda root: dotted(root) if hasattr(root, "__qualname__") else ""
+        total = hashlib.sha256(repr([self.token(root, name(root)) for root in self.roots]).encode())
         at = 0
         while at < len(self.met):
             thing, name = self.met[at]
@@ -180,6 +182,8 @@ class _Reach:
                 return token(thing.func)
             case functools.partial():
                 return token(thing.func, thing.args, thing.keywords)
+            case dict() if type(thing) is dict:
+                return [(self.token(k, name), self.token(v, f"{name}.{k}".strip("."))) for k, v in thing.items()]
             case set() | frozenset():
                 return sorted(repr(self._apart(v, name)) for v in thing)
             case types.MappingProxyType():

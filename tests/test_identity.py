@@ -406,6 +406,15 @@ def test_circles_end_and_what_cannot_be_read_is_named(tmp_path):
     log.close()
 
 
+def test_what_a_method_holds_and_cannot_be_read_is_named():
+    class Writing(cl_lib.Method, registered=False):
+        def __init__(self, *locks):
+            self.held = {"by": locks}
+
+    _, uncovered = reached(Writing(threading.Lock()), stream(), Options())
+    assert [name.rpartition("<locals>.")[2] for name in uncovered] == ["Writing.held.by (lock)"]
+
+
 def test_a_great_deal_is_not_looked_at(monkeypatch):
     many = [[i] for i in range(1000)]
     monkeypatch.setattr("cl_lib.identity.MOST", 100)
