@@ -4,12 +4,16 @@ A setting to be searched is written as a range: ``{"log": [1e-4, 0.1]}`` (logari
 (whole numbers where both ends are), ``{"among": [0.9, 0.99]}``.
 """
 
+import contextlib
 import hashlib
 import math
+import os
+import tempfile
 import warnings
-from datetime import datetime
+from pathlib import Path
 
 from cl_lib.errors import InputError
+from cl_lib.files import claimed
 
 KINDS = ("log", "between", "among")
 
@@ -50,11 +54,30 @@ def storage_of(place: str | None):
     from optuna.storages.journal import JournalFileBackend
 
     try:
-        if place is not None and "://" not in str(place):
-            return optuna.storages.JournalStorage(JournalFileBackend(str(place)))
+        if _is_file(place):
+            backend = JournalFileBackend(str(place))
+            _end_last_line(str(place))
+            return optuna.storages.JournalStorage(backend)
         return optuna.storages.get_storage(place)
     except Exception as error:  # of the file system, of the database's own driver, of Optuna
         raise _unusable(place, error) from error
+
+
+def _is_file(place: str | None) -> bool:
+    return place is not None and "://" not in str(place)
+
+
+def _end_last_line(path: str) -> None:
+    """Take away the half line that a full disk left, so that the next line is not joined to it."""
+    from optuna.storages.journal import JournalFileSymlinkLock
+
+    lock = JournalFileSymlinkLock(path)
+    lock.acquire()
+    try:
+        with open(path, "rb+") as file:
+            file.truncate(file.read().rfind(b"\n") + 1)
+    finally:
+        lock.release()
 
 
 def study_of(place: str | None, name: str, direction: str):
@@ -76,17 +99,20 @@ def _unusable(place, error) -> InputError:
 def optimise(objective, ranges: dict, trials: int, place: str | None, name: str, direction: str) -> dict:
     """The best of ``trials`` settings by ``objective(settings) -> number``, within ``ranges`` by name.
 
-    A study that is there already goes on: what was tried counts. Each trial's random numbers depend on the study's
-    name and the trial's number only, so that a killed search ends as an uninterrupted one. A value that is not
-    finite makes a trial count, but never win.
+    A study that is there already goes on: what was tried counts. What a trial draws depends on the study's name, the
+    trials that count and how many they are, so that a killed search ends as an uninterrupted one. A value that is not
+    finite makes a trial count, but never win. One process at a time searches; whoever names the same study meanwhile
+    waits for what it finds (on another machine: where both name the same file).
 
     Arguments:
-        place: where the study is kept, see :func:`study_of`; workers that name the same place share the trials.
+        place: where the study is kept, see :func:`study_of`.
         direction: ``"minimize"`` or ``"maximize"``.
 
     Raises InputError if no trial gave a finite value.
     """
-    optuna, study, begun = _optuna(), study_of(place, name, direction), datetime.now()
+    optuna, study = _optuna(), study_of(place, name, direction)
+    states = optuna.trial.TrialState
+    counted = (states.COMPLETE, states.PRUNED)
 
     def trial_value(trial):
         value = objective({key: drawn(trial, key, span) for key, span in ranges.items()})
@@ -94,20 +120,26 @@ def optimise(objective, ranges: dict, trials: int, place: str | None, name: str,
             raise optuna.TrialPruned
         return value
 
-    states = optuna.trial.TrialState
-    counted = (states.COMPLETE, states.PRUNED)  # not those that were killed
-    while (done := len(study.get_trials(deepcopy=False, states=counted))) < trials:
-        # what started before us and still "runs" may have been killed; the rest are other workers' trials
-        running = study.get_trials(deepcopy=False, states=(states.RUNNING,))
-        number = done + sum(trial.datetime_start > begun for trial in running)
-        seed = int.from_bytes(hashlib.sha256(f"{name}:{number}".encode()).digest()[:4], "little")
-        study.sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=max(1, trials // 3))
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Optuna's own, of features it calls experimental
-            study.optimize(trial_value, n_trials=1)
+    with contextlib.nullcontext() if place is None else claimed(_claim_of(place, name), wait=True):
+        for trial in study.get_trials(deepcopy=False, states=(states.RUNNING,)):
+            study.tell(trial.number, state=states.FAIL)  # nobody else searches: whose it was, was killed
+        while (done := len(study.get_trials(deepcopy=False, states=counted))) < trials:
+            seed = int.from_bytes(hashlib.sha256(f"{name}:{done}".encode()).digest()[:4], "little")
+            study.sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=max(1, trials // 3))
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # Optuna's own, of features it calls experimental
+                study.optimize(trial_value, n_trials=1)
     if not study.get_trials(deepcopy=False, states=counted[:1]):
         raise InputError(f"None of {trials} trials of {name} gave a finite value: raise trials, or narrow the ranges.")
     return dict(study.best_params)
+
+
+def _claim_of(place: str, name: str) -> Path:
+    """The file that whoever searches holds: beside the study's own, or on this machine where that is a database."""
+    short = lambda text: hashlib.sha256(text.encode()).hexdigest()[:12]
+    if _is_file(place):
+        return Path(place).parent / f".{Path(place).name}.{short(name)}.claim"
+    return Path(tempfile.gettempdir()) / f"cl_lib-{os.getuid()}-{short(f'{place} {name}')}.claim"
 
 
 def _optuna():

@@ -10,13 +10,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from cl_lib.errors import InputError
-from cl_lib.files import replacing
+from cl_lib.files import read_tensors, write_tensors
 from cl_lib.identity import provenance as provenance
 from cl_lib.methods._base import Method
 from cl_lib.methods._registry import from_config
@@ -30,7 +28,7 @@ from cl_lib.seeds import Bag, cat_padded, flatten, hollow, unflatten
 ARRAYS = ("R", "baseline", "per_class", "losses")
 DICTS_OF_ARRAYS = ("seconds_by_task", "curves")
 PLAIN = ("config", "seeds", "classes", "seconds", "peak_memory", "stored_bytes", "parameters", "provenance", "rows")
-FORMAT = "cl_lib result 1"
+FORMAT = "cl_lib result"
 AT_ONCE = 2048  # inputs that are answered together
 
 
@@ -302,22 +300,14 @@ class Result:
         tensors |= {f"weights/{name}": w.detach().cpu().contiguous() for name, w in self.weights.items()}
         tensors |= {f"kept/{name}": t.detach().cpu().contiguous() for name, t in flatten(self.kept)}
         values = {name: getattr(self, name) for name in PLAIN} | {"empty": list(hollow(self.kept))}
-        plain = json.dumps(values, default=_plain)
-        with replacing(path) as temporary:
-            save_file(tensors, temporary, metadata={"format": FORMAT, "plain": plain})
+        write_tensors(path, tensors, FORMAT, {"plain": json.dumps(values, default=_plain)})
         return Path(path)
 
     @classmethod
     def load(cls, path) -> "Result":
-        """Read what ``save`` wrote. Raises InputError for any other file."""
-        if not Path(path).is_file():
-            raise InputError(f"There is no file {path}.")
+        """Read what ``save`` wrote. Raises InputError for any other file, and for one that was damaged since."""
+        tensors, header = read_tensors(path, FORMAT)
         try:
-            with safe_open(path, framework="pt") as file:
-                header = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a dict
-            if header.get("format") != FORMAT:
-                raise InputError(f"{path} holds tensors, but not a result that this version can read.")
             plain = json.loads(header["plain"])
             empty = plain.pop("empty", ())
             groups = {group: {} for group in (*DICTS_OF_ARRAYS, "weights", "kept")}
@@ -326,7 +316,7 @@ class Result:
                 groups[group][name] = tensor.numpy() if group in DICTS_OF_ARRAYS else tensor
             groups["kept"] = unflatten(groups["kept"], empty)
             return cls(**{name: tensors[name].numpy() for name in ARRAYS}, **plain, **groups)
-        except (SafetensorError, OSError, KeyError, TypeError, json.JSONDecodeError) as error:
+        except (KeyError, TypeError, json.JSONDecodeError) as error:
             raise InputError(f"{path} is no result saved by cl_lib, or damaged: delete it and run again.") from error
 
     @classmethod

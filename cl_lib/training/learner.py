@@ -35,7 +35,15 @@ from cl_lib.training.networks import Networks, with_rows
 from cl_lib.training.options import DTYPES, Options
 from cl_lib.training.progress import Progress
 from cl_lib.training.records import Records, bytes_of
-from cl_lib.training.request import check_seeds, check_stream, configuration, initial_network, pick_device, separate
+from cl_lib.training.request import (
+    check_seeds,
+    check_stream,
+    configuration,
+    initial_network,
+    pick_device,
+    reached,
+    separate,
+)  # fmt: skip
 from cl_lib.training.rows import Rows
 from cl_lib.training.task import Task
 
@@ -98,6 +106,7 @@ class Learner:
         self.on_step = None
         self.active = list(range(len(self.seeds)))
         self.method.check(self)
+        self._code, _ = reached(self.method, self.stream, self.options, Learner)  # before training changes anything
         self.state = self.method.start(self)
         size = len(self.seeds), self.stream.tasks, self.stream.outputs, self.options.epochs
         self.records = Records(*size, self.device)
@@ -428,7 +437,7 @@ class Learner:
 
     def config(self) -> dict:
         """Plain values that identify this run, seeds apart: equal configurations give equal numbers."""
-        return configuration(self.method, self.stream, self.options)
+        return configuration(self.method, self.stream, self.options, self._code)
 
     def state_dict(self) -> Bag:
         """Everything the next task depends on, as a Bag of tensors: the learner between two tasks."""

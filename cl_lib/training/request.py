@@ -3,11 +3,13 @@
 from collections.abc import Iterable
 
 import torch
+from torch import nn
 
 from cl_lib.data.stream import Stream
+from cl_lib.data.views import Until
 from cl_lib.errors import InputError, suggest
-from cl_lib.identity import identify, plain
-from cl_lib.methods._base import Method
+from cl_lib.identity import code, identify, plain
+from cl_lib.methods._base import Method, fields_of
 from cl_lib.methods._registry import check_parameters, make, parameter_names
 from cl_lib.nets import networks
 from cl_lib.seeds import generator
@@ -28,14 +30,71 @@ def separate(method, given: dict) -> tuple[Method, Options]:
     return method, Options(**options)
 
 
-def configuration(method: Method, stream, options: Options) -> dict:
-    """Plain values that identify a run, its seeds apart. A method of the user's own is known by its code too."""
-    parameters = identify(method.parameters())
-    where = {**stream.config(), "shape": list(stream.shape)}
-    config = {"method": method.key, "parameters": parameters, "stream": where, **options.config()}
-    kinds = [type(member) for member in method.members()]
-    code = [identify(kind) for kind in kinds if not kind.__module__.startswith("cl_lib.")]
-    return config | ({"code": code} if code else {})
+def configuration(method: Method, stream, options: Options, code: dict[str, str]) -> dict:
+    """Plain values that identify a run, its seeds apart: its settings, and its code as :func:`reached` tells it."""
+    return {
+        "method": method.key,
+        "parameters": identify(method.parameters()),
+        "stream": {**stream.config(), "shape": list(stream.shape)},
+        **options.config(),
+        "code": code,
+    }
+
+
+#: What decides no number, or is chosen by a setting that names it; it is named where it is met, and not followed.
+ASIDE = tuple(
+    f"cl_lib.{name}"
+    for name in (
+        "bounds", "cli", "data.datasets", "data.readers", "errors", "files", "identity", "methods._base.REGISTERED",
+        "methods._registry", "methods._sum.add", "naming", "nets.networks.FACTORIES", "nets.networks.NETWORKS",
+        "report", "results", "signatures", "studies", "training.callbacks", "training.checkpoint",
+        "training.progress", "training.request.Execution", "training.request.check", "training.request.configuration",
+        "training.request.pick_device", "training.request.reached", "training.request.separate", "training.runs",
+    )
+)  # fmt: skip
+
+
+def reached(method: Method, stream, options: Options, trainer: type) -> tuple[dict[str, str], list[str]]:
+    """A digest of the code of each part of a run, and the names of what they reach that no digest covers.
+
+    ``trainer`` is the class that trains, from which the loop and the tests are reached.
+    """
+    members = list(dict.fromkeys([type(method), *map(type, method.members())]))
+    parts = {
+        "method": [*members, *map(_given, method.members())],
+        "network": _code_of_network(options.network),
+        "stream": _code_of_stream(stream),
+        "training": [trainer, Options],
+    }
+    parts |= {name: [value] for name in ("optimizer", "schedule") if callable(value := getattr(options, name))}
+    found = {name: code(*roots, aside=ASIDE) for name, roots in parts.items()}
+    return {name: digest for name, (digest, _) in found.items()}, sorted(
+        {n for _, names in found.values() for n in names}
+    )
+
+
+def _given(member: Method) -> dict:
+    """What a method was made with: its parameters, or all its attributes where it does not name them."""
+    values = {name: getattr(member, name) for name in fields_of(type(member)) or vars(member)}
+    parts = lambda value: value if isinstance(value, list) else [value]  # which are members themselves
+    own = {name: v for name, v in values.items() if not any(isinstance(part, Method) for part in parts(v))}
+    return {type(member).__qualname__: own}
+
+
+def _code_of_stream(stream) -> list:
+    """What a stream is made of, whose settings it tells itself, and functions that it was given."""
+    view = stream.view
+    while isinstance(view, Until):  # a stream that grew
+        view = view.view
+    parts = [part for part in (view, stream.augment) if part is not None]
+    return [type(stream), *map(type, parts), *(v for part in parts for v in vars(part).values() if callable(v))]
+
+
+def _code_of_network(network) -> list:
+    if isinstance(network, nn.Module):  # its weights are told by its settings
+        usual = {*vars(nn.Module()), "_parameters"}
+        return [(type(m), {k: v for k, v in vars(m).items() if k not in usual}) for m in network.modules()]
+    return [networks.NETWORKS.get(network) if isinstance(network, str) else network]
 
 
 def initial_network(method: Method, stream, options: Options, seed: int):

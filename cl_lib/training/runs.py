@@ -1,5 +1,13 @@
 """A whole stream at once: groups of seeds in processes, finished runs recognised, killed ones resumed."""
 
+import contextlib
+import glob
+import json
+import os
+import sys
+import threading
+import time
+import warnings
 from pathlib import Path
 
 import joblib
@@ -7,12 +15,20 @@ import numpy as np
 import torch
 
 from cl_lib.errors import Diverged, InputError
-from cl_lib.files import writable
-from cl_lib.identity import digest, plain
+from cl_lib.files import read_header, writable
+from cl_lib.identity import as_kept, file_name, made, plain
 from cl_lib.results.result import Result
 from cl_lib.training.checkpoint import load_checkpoint, save_checkpoint
 from cl_lib.training.learner import Learner
-from cl_lib.training.request import check_seeds, check_stream, configuration, initial_network, pick_device, separate
+from cl_lib.training.request import (
+    check_seeds,
+    check_stream,
+    configuration,
+    initial_network,
+    pick_device,
+    reached,
+    separate,
+)
 
 
 def run(
@@ -38,8 +54,8 @@ def run(
         device: ``"auto"`` (CUDA where there is one), ``"cpu"``, ``"cuda:1"`` …
         seeds_at_once: how many seeds are stacked on one device; all on CUDA, one on a CPU, unless stated.
         jobs: how many processes, of one thread each, share the seeds. Numbers depend on neither of the two.
-        out: a folder for results. A run that finished there is loaded instead of repeated, one that was killed
-            goes on after its last finished task; ``fresh=True`` starts anew.
+        out: a folder for results. A run that finished there, by the same code, is loaded instead of repeated, which
+            is said; one that was killed goes on after its last finished task; ``fresh=True`` starts anew.
         progress: whether to show a line of progress; by default where there is a terminal.
         capture: whether steps become CUDA graphs; by default on CUDA.
         **options: training :class:`~cl_lib.training.options.Options` (``network``, ``hidden``, ``epochs``,
@@ -60,19 +76,26 @@ def run(
         "progress": progress,
         "capture": capture,
     }
-    config = configuration(method, stream, training)
-    place = None if out is None else Path(out) / f"{method.key}-{digest(config, seeds)}.safetensors"
-    if place is not None and place.exists() and not fresh:
-        result = Result.load(place)
-        result.network = lambda: initial_network(method, stream, training, seeds[0])
-        return result
-
+    code, uncovered = reached(method, stream, training, Learner)
+    config = configuration(method, stream, training, code)
+    name = lambda group: file_name(method.key, config, group)
+    place = None if out is None else Path(out) / f"{name(seeds)}.safetensors"
     if place is not None:
+        if place.exists() and not fresh:
+            result = _finished(place, config, seeds)
+            result.network = lambda: initial_network(method, stream, training, seeds[0])
+            return result
         writable(place.parent)
+        if uncovered:
+            warnings.warn(
+                f"A change in {', '.join(uncovered)} is not noticed when this run is recognised: give fresh=True then.",
+                stacklevel=2,
+            )
+        _tell_of_others(place, config)
     jobs = min(jobs, len(seeds))
     share = -(-len(seeds) // jobs)
     groups = [seeds[i : i + share] for i in range(0, len(seeds), share)]
-    files = [place and place.with_name(f"{method.key}-{digest(config, group)}.checkpoint") for group in groups]
+    files = [place and place.with_name(f"{name(group)}.checkpoint") for group in groups]
     if fresh:
         for file in files:
             file and file.unlink(missing_ok=True)
@@ -80,8 +103,9 @@ def run(
     if len(groups) == 1:
         results = [run_group(*tasks[0])]
     else:
-        results = joblib.Parallel(n_jobs=jobs)(joblib.delayed(run_in_one_thread)(*task) for task in tasks)
+        results = processes(jobs)(joblib.delayed(run_in_one_thread)(*task) for task in tasks)
     result = Result.join(results, seeds)
+    result.config = config
     if np.isnan(result.R[:, -1, 0]).all():
         raise Diverged(f"{method.key}: every seed diverged. Lower lr or a strength, or bound the gradient with clip.")
     if place is not None:
@@ -89,6 +113,52 @@ def run(
         for file in files:
             file.unlink(missing_ok=True)
     return result
+
+
+def _finished(place: Path, config: dict, seeds: tuple[int, ...]) -> Result:
+    """The result in a file, which says that it is one. Raises InputError where it is another run's."""
+    result = Result.load(place)
+    here, there = as_kept(config), result.config
+    differing = sorted(k for k in {**here, **there} if here.get(k) != there.get(k))
+    differing += ["seeds"] * (result.seeds != seeds)
+    if differing:
+        raise InputError(
+            f"{place} holds another run, whose {', '.join(differing)} differ: move it to where it came from, or give "
+            "fresh=True to replace it."
+        )
+    origin = made(result.provenance, place.stat().st_mtime)
+    print(f"reused {place}, {origin}; fresh=True (--fresh) runs it again", file=sys.stderr)
+    return result
+
+
+def _tell_of_others(place: Path, config: dict) -> None:
+    """Say that a result of the same settings is there, and which of its code has changed since."""
+    alike = place.name.rpartition("-")[0]
+    found = {path: path.stat().st_mtime for path in place.parent.glob(f"{glob.escape(alike)}-*.safetensors")}
+    for other in sorted(found, key=found.get)[-1:]:
+        with contextlib.suppress(InputError, KeyError):  # a damaged one says nothing
+            kept = json.loads(read_header(other)["plain"])
+            now, then = config["code"], kept["config"]["code"]
+            parts = " and ".join(part for part in {**then, **now} if then.get(part) != now.get(part))
+            origin = made(kept["provenance"], found[other])
+            print(f"{other} is not reused but kept: {origin}, and the code of its {parts} differs", file=sys.stderr)
+
+
+def processes(jobs: int, **more) -> joblib.Parallel:
+    """Worker processes that end when this one does, however it ends."""
+    return joblib.Parallel(n_jobs=jobs, initializer=follow, initargs=(os.getpid(),), **more)
+
+
+def follow(parent: int) -> None:
+    """End this process soon after its parent has died; one that is no child of that parent is left alone."""
+
+    def watch():
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)  # in the middle of a step: what it writes appears whole or not at all
+
+    if os.getppid() == parent:
+        threading.Thread(target=watch, daemon=True).start()
 
 
 def run_in_one_thread(*task) -> Result:

@@ -165,7 +165,7 @@ def _full_disk_in_safetensors(tensors, path, metadata):
     [
         (os, "replace", _full_disk),
         (os, "fsync", _full_disk),
-        (results, "save_file", _full_disk_in_safetensors),
+        (files, "save_file", _full_disk_in_safetensors),
     ],
 )
 def test_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch, where, what, fault):
@@ -242,7 +242,7 @@ def test_model_gives_one_seed(tmp_path):
 
 
 def test_a_named_network_is_rebuilt_after_loading(tmp_path):
-    networks = pytest.importorskip("cl_lib.networks")
+    networks = pytest.importorskip("cl_lib.nets.networks")
     nets = [networks.build("mlp", (1, 8, 8), 4, (5,), seed).double() for seed in (0, 1, 2)]
     states = [net.state_dict() for net in nets]
     weights = {name: torch.stack([state[name] for state in states]) for name in states[0]}
@@ -307,7 +307,7 @@ def test_join_refuses_what_does_not_belong_together():
 
 def test_provenance_names_versions_and_no_place():
     found = provenance("cpu")
-    assert found.keys() == {"python", "torch", "cl_lib", "commit", "dirty", "device", "threads", "platform"}
+    assert found.keys() == {"python", "torch", "cl_lib", "commit", "dirty", "date", "device", "threads", "platform"}
     assert found["device"] == "cpu"
     private = (os.uname().nodename, os.getcwd(), os.path.expanduser("~"))
     assert not any(word in str(found) for word in private)

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 import cl_lib
-from cl_lib import Learner, Result, run
-from cl_lib.identity import identify
+from cl_lib import Learner, Result, files, run
+from cl_lib.identity import code
 from cl_lib.methods.recl.method import ReCL
 from cl_lib.seeds import flatten, unflatten
 from cl_lib.training import runs
@@ -84,7 +84,7 @@ def deep():
 def test_a_network_made_by_code_within_code_is_the_same_in_every_process():
     result = run("finetune", stream(), seeds=2, jobs=2, network=lambda: deep().append((lambda: torch.nn.ReLU())()))
     assert result.R.shape == (2, 5, 5)
-    assert identify(lambda: [i + 1 for i in (1, 2)]) != identify(lambda: [i + 2 for i in (1, 2)])
+    assert code(lambda: [i + 1 for i in (1, 2)]) != code(lambda: [i + 2 for i in (1, 2)])
 
 
 def test_a_recognised_run_still_gives_the_users_network(tmp_path):
@@ -160,12 +160,11 @@ def test_a_run_that_was_killed_goes_on_where_it_was(tmp_path, monkeypatch):
     os.kill(process.pid, signal.SIGKILL)
     process.join()
     assert len(list(tmp_path.glob("*.checkpoint"))) == 1
-    learned = []
-    monkeypatch.setattr(
-        Learner, "learn", lambda self, *a, real=Learner.learn: learned.append(self.done) or real(self, *a)
-    )
+    saved = []
+    keep = lambda learner, path, real=runs.save_checkpoint: saved.append(learner.done) or real(learner, path)
+    monkeypatch.setattr(runs, "save_checkpoint", keep)
     resumed = run("er", stream(), seeds=2, out=tmp_path, **QUICK)
-    assert learned == [2, 3, 4]
+    assert saved == [3, 4]
     monkeypatch.undo()
     same(resumed, run("er", stream(), seeds=2, **QUICK))
 
@@ -182,7 +181,7 @@ def test_a_full_disk_loses_no_checkpoint(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr(runs, "save_file", full)
+        patched.setattr(files, "save_file", full)
         with pytest.raises(cl_lib.InputError, match="No space left"):
             save_checkpoint(learner, tmp_path / "c")
     assert (tmp_path / "c").read_bytes() == before and len(list(tmp_path.iterdir())) == 1
@@ -237,7 +236,7 @@ def test_results_come_back_from_their_file(tmp_path):
 def test_state_is_a_tree_of_tensors_and_back():
     learner = Learner("er", stream(), **QUICK)
     learner.learn()
-    state = learner.state()
+    state = learner.state_dict()
     flat = dict(flatten(state))
     assert all(isinstance(t, torch.Tensor) for t in flat.values())
     rebuilt = dict(flatten(unflatten(flat)))
