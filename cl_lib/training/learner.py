@@ -18,7 +18,7 @@ from torch.func import vmap
 from torch.utils import _pytree as pytree
 
 from cl_lib.errors import Diverged, InputError, PoorPairing
-from cl_lib.identity import plain, provenance
+from cl_lib.identity import provenance
 from cl_lib.nets.dropout import stackable
 from cl_lib.nets.net import Net
 from cl_lib.results.result import Result
@@ -32,7 +32,7 @@ from cl_lib.training.networks import Networks
 from cl_lib.training.options import DTYPES, Options
 from cl_lib.training.progress import Progress
 from cl_lib.training.records import Records, bytes_of
-from cl_lib.training.request import check_seeds, check_stream, configuration, initial_network, pick_device, separate
+from cl_lib.training.request import Execution, check_seeds, check_stream, configuration, initial_network, separate
 from cl_lib.training.rows import Rows
 from cl_lib.training.task import Task
 
@@ -64,7 +64,7 @@ class Learner:
         self.method, self.options = separate(method, options)
         check_stream(stream)
         self.seeds = check_seeds(seeds)
-        self.device = pick_device(device)
+        self.device = Execution(device, seeds_at_once, progress=progress, capture=capture).place
         self.stream = stream.to(self.device)
         self.callbacks = watching.check(callbacks)
         self.method.refuse_unless_served(stream.scenario)
@@ -122,8 +122,6 @@ class Learner:
         reason = stackable(self.module)
         if reason is None and not self.method.stacked:
             reason = f"{self.method.key} trains each seed in a loop of its own"
-        if wanted is not None and (type(plain(wanted)) is not int or wanted < 1):
-            raise InputError(f"seeds_at_once={wanted!r} must be a whole number of seeds, 1 or more.")
         several = len(self.seeds) > 1 and (self.device.type == "cuda" if wanted is None else wanted > 1)
         if reason is None and several:
             reason = self._refused_by_vmap()

@@ -6,13 +6,13 @@ import joblib
 import numpy as np
 import torch
 
-from cl_lib.errors import Diverged, InputError
+from cl_lib.errors import Diverged
 from cl_lib.files import writable
-from cl_lib.identity import digest, plain
+from cl_lib.identity import digest
 from cl_lib.results.result import Result
 from cl_lib.training.checkpoint import load_checkpoint, save_checkpoint
 from cl_lib.training.learner import Learner
-from cl_lib.training.request import check_seeds, check_stream, configuration, initial_network, pick_device, separate
+from cl_lib.training.request import Execution, check_seeds, check_stream, configuration, initial_network, separate
 
 
 def run(
@@ -48,12 +48,10 @@ def run(
 
     Raises ``InputError`` for what cannot be meant and ``Diverged`` where a loss is no longer finite.
     """
-    seeds, jobs = check_seeds(seeds), plain(jobs)
-    if type(jobs) is not int or jobs < 1:
-        raise InputError(f"jobs={jobs!r} must be a whole number of processes, 1 or more.")
+    seeds = check_seeds(seeds)
+    Execution(device, seeds_at_once, jobs, out, fresh, progress, capture)
     method, training = separate(method, options)
     check_stream(stream)
-    pick_device(device)
     settings = vars(training) | {
         "seeds_at_once": seeds_at_once,
         "device": device,
