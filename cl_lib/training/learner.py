@@ -79,7 +79,7 @@ class Learner:
         half = self.options.dtype == "bfloat16"
         self.dtype = torch.float32 if half else DTYPES[self.options.dtype]
         self.capture = self.device.type == "cuda" if capture is None else capture
-        self.progress = Progress(self.method.key, stream, self.options.epochs, progress)
+        self.progress = Progress(self.method.key, stream, self.options.epochs, progress, self.seeds)
 
         self.rows = Rows(self.stream, self.options.loss_over, self.device)
         self.networks = Networks(self._models(), self.device, self.dtype, half)
@@ -216,12 +216,13 @@ class Learner:
                 options.batch_size, epochs, joined, alone, shared,
             )  # fmt: skip
             accuracy = functools.partial(self._validated, tasks)
+            steps = {i: epochs * samples.steps(i) for i in group}
             with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
                 # what a network draws from torch's global generator is the seed's own too
                 torch.manual_seed(generator(self.seeds[group[0]], f"global {self.met}").initial_seed())
                 Loop(
                     self, self.method, self.networks, self.state, samples, group, options, epochs,
-                    _Told(self, tasks[-1], options, recorded), accuracy, stop, self.capture,
+                    _Told(self, tasks[-1], options, recorded, steps), accuracy, stop, self.capture,
                 ).run()  # fmt: skip
 
     # --- what counts -------------------------------------------------------------------------------------
@@ -292,7 +293,7 @@ class Learner:
 
     def report(self, task: int, what: str, step: int, steps: int, loss) -> None:
         """Show how far other work than training has come."""
-        self.progress.reconstruct(task, step, steps, loss)
+        self.progress.report(task, what, step, steps, loss)
 
     def tell(self, hook: str, task: int, epoch: int, step: int, positions: tuple[int, ...], loss) -> None:
         """Tell the callbacks where training stands."""
@@ -361,12 +362,14 @@ class Learner:
 class _Told:
     """What a training loop tells the learner: kept, shown, and passed on to callbacks."""
 
-    def __init__(self, learner: Learner, task: int, options: Options, recorded: bool):
-        self.learner, self.task, self.options, self.recorded, self.steps = learner, task, options, recorded, 0
+    def __init__(self, learner: Learner, task: int, options: Options, recorded: bool, planned: dict[int, int]):
+        self.learner, self.task, self.options, self.recorded = learner, task, options, recorded
+        self.planned, self.steps = planned, 0
 
     def step(self, batch, loss: Tensor) -> None:
         learner = self.learner
         self.steps += 1
+        learner.progress.step(self.task, batch.epoch, batch.positions, self.planned)
         if learner.on_step is not None:
             learner.on_step(learner, batch)
         learner.tell("on_step", self.task, batch.epoch, self.steps, batch.positions, loss)

@@ -12,6 +12,7 @@ from cl_lib.identity import digest
 from cl_lib.results.result import Result
 from cl_lib.training.checkpoint import load_checkpoint, save_checkpoint
 from cl_lib.training.learner import Learner
+from cl_lib.training.progress import visible
 from cl_lib.training.request import Execution, check_seeds, check_stream, configuration, initial_network, separate
 
 
@@ -40,7 +41,8 @@ def run(
         jobs: how many processes, of one thread each, share the seeds. Numbers depend on neither of the two.
         out: a folder for results. A run that finished there is loaded instead of repeated, one that was killed
             goes on after its last finished task; ``fresh=True`` starts anew.
-        progress: whether to show a line of progress; by default where there is a terminal.
+        progress: whether to show how it goes, as a bar on a terminal and as a line now and then elsewhere; by default
+            everywhere but in notebooks.
         capture: whether steps become CUDA graphs; by default on CUDA.
         **options: training :class:`~cl_lib.training.options.Options` (``network``, ``hidden``, ``epochs``,
             ``batch_size``, ``lr``, ``optimizer``, ``momentum``, ``weight_decay``, ``schedule``, ``clip``,
@@ -55,7 +57,7 @@ def run(
     settings = vars(training) | {
         "seeds_at_once": seeds_at_once,
         "device": device,
-        "progress": progress,
+        "progress": visible(progress),
         "capture": capture,
     }
     config = configuration(method, stream, training)
