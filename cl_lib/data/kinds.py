@@ -3,6 +3,7 @@
 import inspect
 from typing import Any
 
+from cl_lib.data.datasets import NAMES as NAMES
 from cl_lib.data.datasets import Dataset, load
 from cl_lib.data.stream import Stream
 from cl_lib.data.streams import permuted, rotated, shifted, split
@@ -10,13 +11,17 @@ from cl_lib.errors import InputError, suggest
 from cl_lib.naming import is_named, resolve
 from cl_lib.signatures import Option, options, takes_any
 
+DECIDED = "view", "labels", "rule"  # what a kind of stream tells Stream itself
 KINDS = {kind.__name__: kind for kind in (split, permuted, rotated, shifted)}
 
 
 def kind_of(name: str):
     """The function that makes a kind of stream: ``"split"``, or ``module:name`` of one's own (or a Stream)."""
     if is_named(name):
-        return resolve(name)
+        found = resolve(name)
+        if not callable(found) and not isinstance(found, Stream):
+            raise InputError(f"{name} is no stream but {type(found).__name__}: give a function that makes one.")
+        return found
     if name not in KINDS:
         raise suggest(name, KINDS, "stream")
     return KINDS[name]
@@ -27,7 +32,7 @@ def options_of(name: str) -> dict[str, Option]:
     make = kind_of(name)
     if isinstance(make, Stream):
         return {}
-    own, common = options(make), {k: v for k, v in options(Stream).items() if k != "view"}
+    own, common = options(make), {k: v for k, v in options(Stream).items() if k not in DECIDED}
     for option in [option for k, option in own.items() if k in common]:
         own[option.name] = Option(option.name, option.hint, option.default, common[option.name].help)
     return own | ({k: v for k, v in common.items() if k not in own} if takes_any(make) else {})
@@ -49,7 +54,7 @@ def refuse_unknown(kind: str, names) -> None:
         if name in known:
             continue
         if having := all_options().get(name):
-            raise InputError(f"{name} is an option of {' and '.join(having)}, not of {kind}: leave it out.")
+            raise InputError(f"{name} is an option of {', '.join(having)}, not of {kind}: leave it out.")
         raise suggest(name, known, f"option of the stream {kind}")
 
 
@@ -58,7 +63,8 @@ def dataset_of(name: str, root=None) -> Dataset:
     if not is_named(name):
         return load(name, root=root)
     found = resolve(name)
-    found = found() if callable(found) else found
+    if callable(found) and all(p.default is not p.empty for p in inspect.signature(found).parameters.values()):
+        found = found()
     if not isinstance(found, Dataset):
         raise InputError(
             f"{name} is no data set but {type(found).__name__}: give a Dataset, or a function that gives one."
@@ -66,7 +72,7 @@ def dataset_of(name: str, root=None) -> Dataset:
     return found
 
 
-def make_stream(kind: str = "split", dataset: str | None = None, root=None, **given: Any) -> Stream:
+def make_stream(kind: str = "split", dataset: str | None = None, root=None, /, **given: Any) -> Stream:
     """A stream of a kind over a data set (``digits`` unless named), with options as :func:`options_of` lists them.
 
     A kind of one's own is a function ``(data, **options)`` or ``(**options)`` that returns a Stream, or a Stream.

@@ -6,8 +6,8 @@ import time
 
 from tqdm import tqdm
 
-BAR = "{desc}  {bar:10} {percentage:3.0f} %  {elapsed} gone, {remaining} left"
-LINE = "{desc}  {percentage:.0f} %  {elapsed} gone, {remaining} left"
+BAR = "{percentage:3.0f} % {bar:10} {remaining} left  {desc}"
+LINE = "{percentage:3.0f} %  {elapsed} gone, {remaining} left  {desc}"
 SECONDS = 8  # between lines where nothing can be written over; a step may take some more
 
 
