@@ -37,7 +37,7 @@ class Bound:
         return above and below and abs(number) <= sys.float_info.max
 
     def __str__(self) -> str:
-        low, high = (None if abs(end) == float("inf") else f"{end:g}" for end in (self.low, self.high))
+        low, high = (None if abs(end) == float("inf") else f"{end:,}" for end in (self.low, self.high))
         if low is None and high is None:
             return ""
         if high is None:
@@ -133,7 +133,7 @@ def literal(text: str):
 def describe(hint, typed: bool = False) -> str:
     """What a hint allows, in words: ``a whole number from 1 up or None``; with ``typed`` what one can type alone."""
     allowed = [(kind, bound) for kind, bound in kinds(hint) if not typed or _can_be_typed(kind)]
-    parts = [part for kind, bound in allowed for part in _described(kind, bound)]
+    parts = [part for kind, bound in allowed for part in _described(kind, bound, str if typed else repr)]
     return " or ".join(filter(None, (", ".join(parts[:-1]), *parts[-1:])))
 
 
@@ -165,10 +165,10 @@ def _can_be_typed(kind) -> bool:
     return kind in (int, float) or typing.get_origin(kind) in (Literal, tuple, list, Sequence)
 
 
-def _described(kind, bound: Bound) -> list[str]:
+def _described(kind, bound: Bound, quoted: Callable) -> list[str]:
     origin, inside = typing.get_origin(kind), typing.get_args(kind)
     if origin is Literal:
-        return [repr(word) for word in inside]
+        return [quoted(word) for word in inside]
     if origin in (tuple, list, Sequence) and inside:
         return [f"a list, each {describe(inside[0])}"]
     if Callable in (kind, origin):

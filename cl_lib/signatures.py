@@ -27,7 +27,7 @@ def options(function: Callable) -> dict[str, Option]:
     ``Arguments:`` in the docstring.
     """
     hints, told, found = _hints(function), _told(inspect.getdoc(function) or ""), {}
-    for name, parameter in inspect.signature(function).parameters.items():
+    for name, parameter in parameters(function).items():
         if parameter.default is not parameter.empty:
             hint = hints.get(name, Any)
             texts = typing.get_args(hint)[1:] if typing.get_origin(hint) is Annotated else ()
@@ -38,7 +38,14 @@ def options(function: Callable) -> dict[str, Option]:
 
 def takes_any(function: Callable) -> bool:
     """Whether a function passes options on: it has a ``**options``."""
-    return any(p.kind is p.VAR_KEYWORD for p in inspect.signature(function).parameters.values())
+    return any(p.kind is p.VAR_KEYWORD for p in parameters(function).values())
+
+
+def parameters(function: Callable) -> dict[str, inspect.Parameter]:
+    """The parameters of a function or class by name; none where Python does not know them."""
+    with contextlib.suppress(ValueError):
+        return dict(inspect.signature(function).parameters)
+    return {}
 
 
 def _hints(function) -> dict[str, Any]:

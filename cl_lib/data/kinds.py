@@ -1,6 +1,5 @@
 """The kinds of stream by name, what each may be told, and one made from words: for a command line or a file."""
 
-import inspect
 from typing import Any
 
 from cl_lib.data.datasets import NAMES as NAMES
@@ -9,7 +8,7 @@ from cl_lib.data.stream import Stream
 from cl_lib.data.streams import permuted, rotated, shifted, split
 from cl_lib.errors import InputError, suggest
 from cl_lib.naming import is_named, resolve
-from cl_lib.signatures import Option, options, takes_any
+from cl_lib.signatures import Option, options, parameters, takes_any
 
 DECIDED = "view", "labels", "rule"  # what a kind of stream tells Stream itself
 KINDS = {kind.__name__: kind for kind in (split, permuted, rotated, shifted)}
@@ -63,7 +62,7 @@ def dataset_of(name: str, root=None) -> Dataset:
     if not is_named(name):
         return load(name, root=root)
     found = resolve(name)
-    if callable(found) and all(p.default is not p.empty for p in inspect.signature(found).parameters.values()):
+    if callable(found) and all(p.default is not p.empty for p in parameters(found).values()):
         found = found()
     if not isinstance(found, Dataset):
         raise InputError(
@@ -80,7 +79,7 @@ def make_stream(kind: str = "split", dataset: str | None = None, root=None, /, *
     """
     make = kind_of(kind)
     refuse_unknown(kind, given)
-    reads = callable(make) and "data" in inspect.signature(make).parameters
+    reads = callable(make) and "data" in parameters(make)
     if dataset is not None and not reads:
         raise InputError(f"{kind} takes no data set: leave {dataset!r} out.")
     data = [dataset_of(dataset or "digits", root)] if reads else []

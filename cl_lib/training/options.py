@@ -1,6 +1,7 @@
 """How to train: every setting that decides a run's numbers, apart from method, stream and seeds."""
 
 import dataclasses
+import functools
 import inspect
 import warnings
 from collections.abc import Callable, Iterable
@@ -14,6 +15,7 @@ from cl_lib.bounds import BelowOne, Count, Natural, NonNegative, check, check_fi
 from cl_lib.errors import InputError
 from cl_lib.identity import identify, plain
 from cl_lib.naming import is_named, resolve
+from cl_lib.nets.networks import NETWORKS
 
 OPTIMIZERS = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
@@ -38,10 +40,9 @@ class Options:
     ``on_divergence="drop"`` records a seed whose loss is no longer finite as NaN and lets the others finish.
     """
 
-    network: Annotated[
-        str | nn.Module | Callable,
-        "mlp, cnn, homogeneous_mlp, homogeneous_cnn, alexnet, resnet18, resnet50, or one of your own as module:name",
-    ] = "mlp"
+    network: Annotated[Literal[*NETWORKS] | nn.Module | Callable, "one of these, or one of your own as module:name"] = (
+        "mlp"
+    )
     hidden: Annotated[tuple[Count, ...], "widths of an mlp's hidden layers, such as 400,400"] = (100, 100)
     epochs: Annotated[Count, "passes over a task"] = 5
     batch_size: Annotated[Count, "images in a step"] = 10
@@ -68,9 +69,9 @@ class Options:
             self.hidden if isinstance(self.hidden, Iterable) and not isinstance(self.hidden, str) else (self.hidden,)
         )
         object.__setattr__(self, "hidden", tuple(widths))
-        check_fields(self, A_RUN)
         if is_named(self.network):
             object.__setattr__(self, "network", resolve(self.network))
+        check_fields(self, A_RUN)
         if self.momentum and self.optimizer != "sgd":
             whose = "a function" if callable(self.optimizer) else self.optimizer
             raise InputError(f"momentum={self.momentum} belongs to sgd; {whose} has its own: leave it out.")
@@ -78,7 +79,7 @@ class Options:
             self._check_milestones()
         for name in ("lr", "clip"):
             if getattr(self, name) == 0:
-                warnings.warn(f"{name}=0: nothing will be learned.", stacklevel=4)
+                _warn(f"{name}=0: nothing will be learned.")
 
     def _check_milestones(self) -> None:
         given = self.schedule
@@ -90,7 +91,7 @@ class Options:
         check("schedule['milestones']", given["milestones"], tuple[Natural, ...], A_RUN)
         check("schedule['gamma']", given.get("gamma", 0.1), NonNegative, A_RUN, 0.1)
         if all(epoch >= self.epochs for epoch in given["milestones"]):
-            warnings.warn(f"schedule={given} changes nothing within {self.epochs} epochs.", stacklevel=5)
+            _warn(f"schedule={given} changes nothing within {self.epochs} epochs.")
 
     def make_optimizer(self, parameters: list, capturable: bool) -> torch.optim.Optimizer:
         """A fresh optimiser over leaf tensors; with ``capturable`` its step can stand in a CUDA graph."""
@@ -119,6 +120,12 @@ class Options:
         fields = dataclasses.fields(self)
         set_here = [f for i, f in enumerate(fields) if i < FIRST or getattr(self, f.name) != f.default]
         return {f.name: identify(getattr(self, f.name)) for f in set_here}
+
+
+@functools.cache
+def _warn(message: str) -> None:
+    """Warn once: a run reads its settings several times."""
+    warnings.warn(message, stacklevel=5)
 
 
 def _usable(optimizer) -> torch.optim.Optimizer:

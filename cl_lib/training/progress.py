@@ -84,6 +84,7 @@ class Progress:
             smoothing=0,
             dynamic_ncols=True,
             leave=self.terminal,
+            position=0,  # not below one that nobody closed
         )
 
 

@@ -75,8 +75,9 @@ class Execution:
 
     def __post_init__(self):
         check_fields(self, A_RUN)
-        if plain(self.capture) and self.place.type != "cuda":
-            raise InputError(f"capture=True records CUDA graphs, and this run is on {self.place}: leave it out.")
+        place = self.place
+        if plain(self.capture) and place.type != "cuda":
+            raise InputError(f"capture=True records CUDA graphs, and this run is on {place}: leave it out.")
 
     @property
     def place(self) -> torch.device:
