@@ -19,7 +19,7 @@ from torch.func import vmap
 from torch.utils import _pytree as pytree
 
 from cl_lib.errors import Diverged, InputError, PoorPairing
-from cl_lib.identity import plain, provenance
+from cl_lib.identity import provenance
 from cl_lib.methods._base import Growth
 from cl_lib.methods._registry import from_config
 from cl_lib.nets.dropout import stackable
@@ -36,14 +36,14 @@ from cl_lib.training.options import DTYPES, Options
 from cl_lib.training.progress import Progress
 from cl_lib.training.records import Records, bytes_of
 from cl_lib.training.request import (
+    Execution,
     check_seeds,
     check_stream,
     configuration,
     initial_network,
-    pick_device,
     reached,
     separate,
-)  # fmt: skip
+)
 from cl_lib.training.rows import Rows
 from cl_lib.training.task import Task
 
@@ -75,7 +75,7 @@ class Learner:
         self.method, self.options = separate(method, options)
         check_stream(stream)
         self.seeds = check_seeds(seeds)
-        self.device = pick_device(device)
+        self.device = Execution(device, seeds_at_once, progress=progress, capture=capture).place
         self.stream = stream.to(self.device)
         self.callbacks = watching.check(callbacks)
         self.method.refuse_unless_served(stream.scenario)
@@ -92,7 +92,7 @@ class Learner:
         half = self.options.dtype == "bfloat16"
         self.dtype = torch.float32 if half else DTYPES[self.options.dtype]
         self.capture = self.device.type == "cuda" if capture is None else capture
-        self.progress = Progress(self.method.key, stream, self.options.epochs, progress)
+        self.progress = Progress(self.method.key, stream, self.options.epochs, progress, self.seeds)
 
         self.rows = Rows(self.stream, self.options.loss_over, self.device)
         self.networks = Networks(self._models(), self.device, self.dtype, half)
@@ -163,8 +163,6 @@ class Learner:
         reason = stackable(self.module)
         if reason is None and not self.method.stacked:
             reason = f"{self.method.key} trains each seed in a loop of its own"
-        if wanted is not None and (type(plain(wanted)) is not int or wanted < 1):
-            raise InputError(f"seeds_at_once={wanted!r} must be a whole number of seeds, 1 or more.")
         several = len(self.seeds) > 1 and (self.device.type == "cuda" if wanted is None else wanted > 1)
         if reason is None and several:
             reason = self._refused_by_vmap()
@@ -259,12 +257,13 @@ class Learner:
                 options.batch_size, epochs, joined, alone, shared,
             )  # fmt: skip
             accuracy = functools.partial(self._validated, tasks)
+            steps = {i: epochs * samples.steps(i) for i in group}
             with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
                 # what a network draws from torch's global generator is the seed's own too
                 torch.manual_seed(generator(self.seeds[group[0]], f"global {self.met}").initial_seed())
                 Loop(
                     self, self.method, self.networks, self.state, samples, group, options, epochs,
-                    _Told(self, tasks[-1], options, recorded), accuracy, stop, self.capture,
+                    _Told(self, tasks[-1], options, recorded, steps), accuracy, stop, self.capture,
                 ).run()  # fmt: skip
 
     # --- tasks that were not known ------------------------------------------------------------------------
@@ -390,7 +389,7 @@ class Learner:
 
     def report(self, task: int, what: str, step: int, steps: int, loss) -> None:
         """Show how far other work than training has come."""
-        self.progress.reconstruct(task, step, steps, loss)
+        self.progress.report(task, what, step, steps, loss)
 
     def tell(self, hook: str, task: int, epoch: int, step: int, positions: tuple[int, ...], loss) -> None:
         """Tell the callbacks where training stands."""
@@ -486,12 +485,14 @@ def refuse_if_told(method, stream) -> None:
 class _Told:
     """What a training loop tells the learner: kept, shown, and passed on to callbacks."""
 
-    def __init__(self, learner: Learner, task: int, options: Options, recorded: bool):
-        self.learner, self.task, self.options, self.recorded, self.steps = learner, task, options, recorded, 0
+    def __init__(self, learner: Learner, task: int, options: Options, recorded: bool, planned: dict[int, int]):
+        self.learner, self.task, self.options, self.recorded = learner, task, options, recorded
+        self.planned, self.steps = planned, 0
 
     def step(self, batch, loss: Tensor) -> None:
         learner = self.learner
         self.steps += 1
+        learner.progress.step(self.task, batch.epoch, batch.positions, self.planned)
         if learner.on_step is not None:
             learner.on_step(learner, batch)
         learner.tell("on_step", self.task, batch.epoch, self.steps, batch.positions, loss)
