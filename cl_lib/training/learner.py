@@ -25,7 +25,7 @@ from cl_lib.methods._registry import from_config
 from cl_lib.nets.dropout import stackable
 from cl_lib.nets.net import Net
 from cl_lib.results.result import Result
-from cl_lib.seeds import Bag, generator, placed, stack_padded
+from cl_lib.seeds import Bag, generator, padded, placed, stack_padded
 from cl_lib.training import callbacks as watching
 from cl_lib.training import evaluation
 from cl_lib.training.batch import Samples
@@ -80,7 +80,7 @@ class Learner:
         self.callbacks = watching.check(callbacks)
         self.method.refuse_unless_served(stream.scenario)
         if not stream.boundaries:
-            refuse_if_told(self.method, stream)
+            refuse_if_told(self.method, stream, self.options)
         if stream.scenario in self.method.poor:
             warnings.warn(
                 f"{self.method.key} in {stream.scenario}-incremental learning: {self.method.poor[stream.scenario]}",
@@ -95,7 +95,8 @@ class Learner:
         self.progress = Progress(self.method.key, stream, self.options.epochs, progress, self.seeds)
 
         self.rows = Rows(self.stream, self.options.loss_over, self.device)
-        self.networks = Networks(self._models(), self.device, self.dtype, half)
+        keep = self.options.optimizer_state == "keep" or not stream.boundaries
+        self.networks = Networks(self._models(), self.device, self.dtype, half, keep)
         stacked = self._stackable(seeds_at_once)
         self.seeds_at_once = seeds_at_once or (len(self.seeds) if stacked and self.device.type == "cuda" else 1)
         self.generators = {
@@ -297,8 +298,13 @@ class Learner:
             module, tensors = with_rows(module, tensors, more, self.random(purpose=f"rows {stream.outputs}"))
         after = {name: tensors[name].shape[1:] for name in before}
         growth = Growth((self.stream.tasks, stream.tasks), (self.stream.outputs, stream.outputs), before, after)
-        self.state = self.method.grow(self.state, growth)
+        self.state, moments = self.method.grow(self.state, growth), self.networks.moments
         self.rebuild(module, tensors)
+        if moments:
+            size = lambda name, t: (len(t), *(after[name] if t.shape[1:] == before[name] else t.shape[1:]))
+            self.networks.moments = Bag(
+                {n: Bag({k: padded(t, size(n, t)) for k, t in known.items()}) for n, known in moments.items()}
+            )
         self.stream, self.rows = stream, Rows(stream, self.options.loss_over, self.device)
         self.records.widen(stream.tasks, stream.outputs)
         self.progress.tasks = stream.tasks
@@ -428,7 +434,7 @@ class Learner:
     def _kept(self) -> Bag:
         """What a result holds beside the weights, on the host."""
         kept = self.state_dict()
-        kept = Bag(state=kept.state, random=kept.random, active=kept.active)
+        kept = Bag({name: kept[name] for name in ("state", "random", "active", "moments") if name in kept})
         mean, std = self.stream.normalisation
         each = lambda t: t.expand(len(self.seeds), *t.shape).contiguous()
         kept.normalise = Bag(mean=each(mean), std=each(std))
@@ -444,6 +450,8 @@ class Learner:
         active = torch.zeros(len(self.seeds), dtype=torch.bool)
         active[self.active] = True
         tensors = Bag(params=Bag(self.params), buffers=Bag(self.buffers), state=self.state, random=Bag(random))
+        if self.networks.moments:
+            tensors.moments = self.networks.moments
         return Bag(
             pytree.tree_map(torch.clone, tensors),
             records=self.records.state_dict(),
@@ -462,12 +470,14 @@ class Learner:
             purpose, _, owner = name.partition(":")
             for g, state in zip(self.random(None, purpose, owner), states, strict=True):
                 g.set_state(state.cpu().clone())
+        if self.networks.moments is not None:
+            self.networks.moments = placed(kept.get("moments", Bag()), self.device)
         self.records.load_state_dict(kept.records)
         self.active = kept.active.nonzero().flatten().tolist()
         self.done = self.met = int(kept.done)
 
 
-def refuse_if_told(method, stream) -> None:
+def refuse_if_told(method, stream, options: Options) -> None:
     """Refuse what has to know where a task begins or ends on a stream that does not say it."""
     asked = [hook for hook in ("before_task", "after_task", "fit") if method.has(hook)]
     if asked:
@@ -475,6 +485,8 @@ def refuse_if_told(method, stream) -> None:
             f"{method.key} has to be told where a task begins or ends ({', '.join(asked)}), and this stream was made "
             "with boundaries=False: choose a method that is not, such as er, der or upgd, or boundaries=True."
         )
+    if options.schedule is not None:
+        raise InputError("A schedule begins anew with each task, so boundaries=False contradicts it: leave it out.")
     if stream.scenario == "task":
         raise InputError(
             "Task-incremental learning tells the task of every sample, so boundaries=False contradicts it: choose "

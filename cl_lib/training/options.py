@@ -1,6 +1,7 @@
 """How to train: every setting that decides a run's numbers, apart from method, stream and seeds."""
 
 import dataclasses
+import fnmatch
 import functools
 import inspect
 import warnings
@@ -12,7 +13,7 @@ import torch
 from torch import nn
 
 from cl_lib.bounds import BelowOne, Count, Natural, NonNegative, check, check_fields, told
-from cl_lib.errors import InputError
+from cl_lib.errors import InputError, suggest
 from cl_lib.identity import identify, plain
 from cl_lib.naming import is_named, resolve
 from cl_lib.nets.networks import NETWORKS
@@ -38,6 +39,9 @@ class Options:
     the forward pass under autocast and keeps the parameters in float32. ``patience`` stops a seed after that
     many epochs without a better validation accuracy and takes its best weights back.
     ``on_divergence="drop"`` records a seed whose loss is no longer finite as NaN and lets the others finish.
+    ``groups`` gives some parameters other settings of the optimiser, by patterns of their names, the first that fits:
+    ``{"head.*": {"lr": 0.001}, "*.bias": {"weight_decay": 0.0}}``. ``optimizer_state="keep"`` carries moments and step
+    counts from task to task, and starts the schedule anew in each.
     """
 
     network: Annotated[Literal[*NETWORKS] | nn.Module | Callable, "one of these, or one of your own as module:name"] = (
@@ -61,6 +65,8 @@ class Options:
     on_divergence: Annotated[Literal["raise", "drop"], "stop, or go on without a seed whose loss is not finite"] = (
         "raise"
     )
+    groups: Annotated[dict | None, "quoted, other settings by parameter names: {'head.*': {'lr': 0.001}}"] = None
+    optimizer_state: Annotated[Literal["new", "keep"], "moments and step counts at the start of a task"] = "new"
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
@@ -77,6 +83,8 @@ class Options:
             raise InputError(f"momentum={self.momentum} belongs to sgd; {whose} has its own: leave it out.")
         if isinstance(self.schedule, dict):
             self._check_milestones()
+        if self.groups is not None:
+            self._check_groups()
         for name in ("lr", "clip"):
             if getattr(self, name) == 0:
                 _warn(f"{name}=0: nothing will be learned.")
@@ -93,11 +101,42 @@ class Options:
         if all(epoch >= self.epochs for epoch in given["milestones"]):
             _warn(f"schedule={given} changes nothing within {self.epochs} epochs.")
 
-    def make_optimizer(self, parameters: list, capturable: bool) -> torch.optim.Optimizer:
-        """A fresh optimiser over leaf tensors; with ``capturable`` its step can stand in a CUDA graph."""
+    def _check_groups(self) -> None:
+        if callable(self.optimizer):
+            raise InputError("groups belongs to the optimisers that have a name here: let your function make its own.")
+        known = {"lr": NonNegative, "weight_decay": NonNegative}
+        known |= {"momentum": BelowOne} if self.optimizer == "sgd" else {}
+        for pattern, settings in self.groups.items():
+            check(f"groups[{pattern!r}]", settings, dict, A_RUN)
+            for name, value in settings.items():
+                if name not in known:
+                    raise suggest(name, known, f"setting of {self.optimizer} for groups")
+                check(f"groups[{pattern!r}][{name!r}]", value, known[name], A_RUN)
+
+    def grouped(self, parameters: list, names: list[str]) -> list:
+        """Parameters as the optimiser takes them, those that a pattern of ``groups`` names with its settings.
+
+        Raises InputError for a pattern that names none.
+        """
+        if not self.groups:
+            return parameters
+        patterns = {None: {}} | self.groups
+        of = [next((p for p in self.groups if fnmatch.fnmatchcase(name, p)), None) for name in names]
+        found = {pattern: [t for t, own in zip(parameters, of, strict=True) if own == pattern] for pattern in patterns}
+        for pattern in self.groups:
+            if not any(fnmatch.fnmatchcase(name, pattern) for name in names):
+                raise suggest(pattern, names, "pattern of parameter names")
+        return [{"params": tensors, **patterns[pattern]} for pattern, tensors in found.items() if tensors]
+
+    def make_optimizer(self, parameters: list, capturable: bool, names: list[str]) -> torch.optim.Optimizer:
+        """A fresh optimiser over leaf tensors of these names; with ``capturable`` its step can stand in a CUDA graph.
+
+        Raises InputError for a pattern of ``groups`` that names none, and for a function that makes no optimiser.
+        """
         if callable(self.optimizer):
             return _usable(self.optimizer(parameters))
-        lr = torch.tensor(self.lr, device=parameters[0].device) if capturable else self.lr
+        parameters, of = self.grouped(parameters, names), parameters
+        lr = torch.tensor(self.lr, device=of[0].device) if capturable else self.lr
         more = {"momentum": self.momentum} if self.optimizer == "sgd" else {"fused": True}
         return OPTIMIZERS[self.optimizer](parameters, lr=lr, weight_decay=self.weight_decay, **more)
 

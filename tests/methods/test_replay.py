@@ -387,7 +387,7 @@ def test_gdumb_is_plain_training_from_scratch_on_its_memory(scenario):
     a, b = learners
     assert all(torch.equal(a.params[k], b.params[k]) for k in a.params)
 
-    module = a._initial(0).train()
+    module = a._models()[0].train()
     shuffle, buffer = rng(), a.state.buffer
     shuffle.set_state(order)
     optimizer = torch.optim.SGD(module.parameters(), lr=0.05, momentum=0.9, weight_decay=1e-6)
