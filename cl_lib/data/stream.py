@@ -239,6 +239,11 @@ class Stream:
         x = self.seen(self.images(index, part), seeds, index, task)
         return x, self.answers(seeds, index, task, part)
 
+    def samples(self, task: int, seed: int = 0, part: str = "train") -> tuple[Tensor, Tensor]:
+        """All of a task as one seed's network meets it: inputs ``[n, …]`` and output rows ``[n]``, not augmented."""
+        x, y = self.batch([seed], self.indices(seed, task, part)[None], task, part)
+        return x[0], y[0]
+
     def images(self, index: Tensor, part: str = "train") -> Tensor:
         """The data set's own images ``[…, channels, height, width]`` at ``index`` ``[…]``, uint8 or float32."""
         images = self.data.x_test if part == "test" else self.data.x

@@ -188,11 +188,6 @@ def build(
     return module.train()
 
 
-def parameter_count(module: nn.Module) -> int:
-    """How many numbers there are to train."""
-    return sum(p.numel() for p in module.parameters() if p.requires_grad)
-
-
 def _make(network, shape, outputs, hidden):
     if isinstance(network, nn.Module):
         return copy.deepcopy(network).cpu()
