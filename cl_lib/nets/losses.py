@@ -93,7 +93,7 @@ def refuse_changed(params: Tensors, *kept: Tensors) -> None:
 
 
 def with_gradient(value: Tensor, params: Tensors, grads: Tensors) -> Tensor:
-    """A scalar with this value, whose gradient is written out: ``grads[k]`` in ``params[k]``, by the names of ``grads``.
+    """A scalar with this value, whose gradient is written out: ``grads[k]`` in ``params[k]``, by name.
 
     For a penalty whose value and gradient are one computation, done under ``torch.no_grad()``.
     """
