@@ -81,7 +81,7 @@ def reached(method: Method, stream, options: Options, trainer: type) -> tuple[di
 
 def _given(member: Method) -> dict:
     """What a method was made with: its parameters, or all its attributes where it does not name them."""
-    values = {name: getattr(member, name) for name in fields_of(type(member)) or vars(member)}
+    values = {name: plain(getattr(member, name)) for name in fields_of(type(member)) or vars(member)}
     parts = lambda value: value if isinstance(value, list) else [value]  # which are members themselves
     own = {name: v for name, v in values.items() if not any(isinstance(part, Method) for part in parts(v))}
     return {type(member).__qualname__: own}
