@@ -149,14 +149,17 @@ class Reference(SphinxDirective):
 
 
 class Modules(Reference):
-    """Every public module of a package: first those named in the content, in that order, then the others."""
+    """Every public module of a package, in its rooms: first those named in the content, in that order, then the rest.
+
+    A private module is shown where it is named. The methods have a page of their own.
+    """
 
     def run(self):
         package = importlib.import_module(self.arguments[0])
-        there = [m.name for m in pkgutil.iter_modules(package.__path__) if not m.ispkg and not m.name.startswith("_")]
-        names = [name for name in self.content if name in there]
-        names += [name for name in there if name not in names]
-        return [self.module(f"{package.__name__}.{name}", name) for name in names]
+        found = [m.name for m in pkgutil.walk_packages(package.__path__, f"{package.__name__}.") if not m.ispkg]
+        there = {name.removeprefix(f"{package.__name__}."): name for name in found}
+        rest = [name for name in there if not re.search(r"(^|\.)_|^methods\.", name)]
+        return [self.module(there[name], name) for name in dict.fromkeys([*self.content, *rest]) if name in there]
 
 
 class Methods(Reference):
@@ -176,6 +179,9 @@ class Methods(Reference):
         of = lambda name: [k for k, cls in registry().items() if f"{cls.__module__}.".startswith(f"{name}.")]
         keys = {name: of(name) for name in names}
         sections = [self.module(name, ", ".join(keys[name])) for name in names if keys[name]]
+        for name, section in zip([name for name in names if keys[name]], sections, strict=True):
+            parts = pkgutil.iter_modules(getattr(importlib.import_module(name), "__path__", []))
+            section += [self.module(f"{name}.{m.name}", m.name) for m in parts if m.name != "method"]
         return [*self.rst(table(rows, "methods")), *sections]
 
 
