@@ -58,8 +58,16 @@ def refresh(root: Path = ROOT, executed: Path | None = None, jobs: int | None = 
             (root / "book" / "_static" / "readme.png").write_bytes(base64.b64decode(picture))
 
 
-def build(out: Path | None = None, root: Path = ROOT, tracked: bool = False, jobs: int | None = None) -> Path:
+def build(
+    out: Path | None = None,
+    root: Path = ROOT,
+    tracked: bool = False,
+    jobs: int | None = None,
+    builder: str = "html",
+) -> Path:
     """Build the book at `root` into the folder `out` (default: _build/html) and return the front page.
+
+    With the builder `singlehtml` the front page holds all the others.
 
     The pages are made from a copy, so that no tracked file is touched, and replace the former ones only when
     all of them were made. Raises NotebookFailed or BuildFailed.
@@ -90,9 +98,10 @@ def build(out: Path | None = None, root: Path = ROOT, tracked: bool = False, job
     for path, result in executed.items():
         notebooks.write(notebooks.strip(notebooks.read(result)), copy / path.relative_to(root))
     print("Building the pages", flush=True)
-    _sphinx(copy, work)
-    made = work / "_build" / "html"
-    missing = [page for page in [*pages(root), "index"] if not (made / f"{page}.html").is_file()]
+    _sphinx(copy, work, builder)
+    made = work / "_build" / builder
+    expected = ["index"] if builder == "singlehtml" else [*pages(root), "index"]
+    missing = [page for page in expected if not (made / f"{page}.html").is_file()]
     if missing:
         raise BuildFailed(f"The build ended without these pages: {', '.join(missing)}.")
     shutil.rmtree(out, ignore_errors=True)
@@ -101,7 +110,7 @@ def build(out: Path | None = None, root: Path = ROOT, tracked: bool = False, job
     return out / "index.html"
 
 
-def _sphinx(source: Path, out: Path) -> None:
+def _sphinx(source: Path, out: Path, builder: str) -> None:
     start = "from jupyter_book.cli.main import main; main()"
     command = [
         sys.executable,
@@ -111,6 +120,8 @@ def _sphinx(source: Path, out: Path) -> None:
         str(source),
         "--path-output",
         str(out),
+        "--builder",
+        builder,
         "-W",
         "-n",
         "--keep-going",

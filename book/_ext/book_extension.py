@@ -1,4 +1,4 @@
-"""What the book asks of Sphinx beyond Jupyter Book: alternative texts, docstrings, reference pages."""
+"""What the book asks of Sphinx beyond Jupyter Book: docstrings, reference pages, nothing from elsewhere."""
 
 import importlib
 import json
@@ -9,25 +9,7 @@ from statistics import mean, median
 
 from docutils import nodes
 from docutils.statemachine import StringList
-from myst_nb.core.render import NbElementRenderer
 from sphinx.util.docutils import SphinxDirective
-
-# --- figures: their alternative text and width come with the output ------------------------------------
-
-WIDE = 640  # pixels: on a phone such a figure scrolls, since nobody could read it at a third of its size
-_render_image = NbElementRenderer.render_image
-
-
-def render_image(self, data):
-    images = _render_image(self, data)
-    about = data.output_metadata.get(data.mime_type, {})
-    for image in images:
-        if alt := about.get("alt"):
-            image["alt"] = alt
-        if int(about.get("width", 0)) > WIDE:
-            image["classes"].append("wide")
-    return images
-
 
 # --- docstrings are text that may hold reStructuredText: a stray * or an indented formula is no mistake -----
 
@@ -245,7 +227,6 @@ def without_thebe(app):
 def setup(app):
     without_thebe(app)
     app.connect("builder-inited", without_launch_buttons, priority=1)
-    NbElementRenderer.render_image = render_image
     app.connect("autodoc-process-docstring", process_docstring)
     app.add_directive("speed", Speed)
     app.add_directive("methods", Methods)

@@ -229,6 +229,6 @@ def test_a_page_that_is_not_there_is_named(small):
 
 def test_a_failing_notebook_fails_the_build(small, monkeypatch, capsys):
     make(small / "notebooks" / "01_one.ipynb", "1 / 0")
-    monkeypatch.setattr(build.build, "__defaults__", (None, small, False, None))
+    monkeypatch.setattr(build.build, "__defaults__", (None, small, False, None, "html"))
     assert build.main([]) == 1
     assert "01_one.ipynb, cell 3 (1 / 0): ZeroDivisionError" in capsys.readouterr().err
