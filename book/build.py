@@ -7,14 +7,17 @@ python book/build.py --refresh    execute, and store the outputs in the notebook
 
 import argparse
 import base64
+import itertools
 import re
 import shutil
 import subprocess
 import sys
 import time
+from io import BytesIO
 from pathlib import Path
 
 import yaml
+from PIL import Image
 
 from cl_lib.report import notebooks
 
@@ -54,8 +57,19 @@ def refresh(root: Path = ROOT, executed: Path | None = None, jobs: int | None = 
         fresh = notebooks.strip(notebooks.read(executed / path.name))
         notebooks.write(notebooks.with_install(fresh, **repository(root)), path)
         for cell in notebooks.tagged(fresh, "readme"):
-            [picture] = [o.data["image/png"] for o in cell.outputs if "image/png" in o.get("data", {})]
-            (root / "book" / "_static" / "readme.png").write_bytes(base64.b64decode(picture))
+            panels = [o.data["image/png"] for o in cell.outputs if "image/png" in o.get("data", {})]
+            (root / "book" / "_static" / "readme.png").write_bytes(beside(map(base64.b64decode, panels)))
+
+
+def beside(pictures) -> bytes:
+    """PNGs of one height as one, on white: a README cannot set panels beside each other, or choose a theme."""
+    pictures = [Image.open(BytesIO(picture)).convert("RGBA") for picture in pictures]
+    whole = Image.new("RGB", (sum(p.width for p in pictures), max(p.height for p in pictures)), "white")
+    for picture, end in zip(pictures, itertools.accumulate(p.width for p in pictures), strict=True):
+        whole.paste(picture, (end - picture.width, 0), picture)
+    file = BytesIO()
+    whole.save(file, "PNG", optimize=True)
+    return file.getvalue()
 
 
 def build(
