@@ -138,9 +138,9 @@ def _add(group, option: Option, before: str = "", default: str | None = None) ->
     allowed = "" if str in types else bounds.describe(option.hint, typed=True)
     notes = "; ".join(filter(None, (allowed, default and f"default: {default}")))
     about = f"{before}{option.help} ({notes})".replace(" ()", "").replace("%", "%%")
-    if types == {bool}:
+    if types == {bool} and not option.default:
         how = {"action": "store_true"}
-    elif types == {bool, type(None)}:
+    elif types <= {bool, type(None)}:
         how = {"action": argparse.BooleanOptionalAction}
     elif bool in types:
         how = {"nargs": "?", "const": "True", "metavar": "module:name"}
