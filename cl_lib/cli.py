@@ -7,6 +7,7 @@ that makes it, where and how in ``Execution``.
 import argparse
 import importlib
 import json
+import os
 import sys
 from argparse import SUPPRESS
 from pathlib import Path
@@ -346,7 +347,11 @@ def main(argv: list[str] | None = None) -> int:
             list_methods(args.json)
         else:
             execute(args)
+        sys.stdout.flush()
         return 0
+    except BrokenPipeError:  # who reads what we print has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except Exception as error:
         if isinstance(error, ModuleNotFoundError):
             error = missing(error, f"`python -m cl_lib {command}`") or error

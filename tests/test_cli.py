@@ -2,6 +2,7 @@
 
 import json
 import re
+import subprocess
 import sys
 from dataclasses import fields
 
@@ -232,6 +233,14 @@ def test_a_failed_run_ends_with_1(capsys, tmp_path):
     assert status == 1 and "the loss became" in err and "Traceback" not in err
     with pytest.raises(cl_lib.Diverged):
         main(["run", "finetune", *QUICK, "--lr", "1e30", "--out", str(tmp_path), "--traceback"])
+
+
+def test_a_reader_who_has_seen_enough_is_no_error():
+    writer = "import sys; from cl_lib.cli import main; sys.exit(main(['methods']))"
+    listing = subprocess.Popen([sys.executable, "-c", writer], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    listing.stdout.close()
+    assert listing.wait() == 1 and listing.stderr.read() == b""
+    listing.stderr.close()
 
 
 def test_an_unforeseen_error_is_one_sentence_too(capsys, tmp_path, monkeypatch):
