@@ -79,12 +79,9 @@ def _given(member: Method) -> dict:
     parameters = fields_of(type(member))
     values = {name: getattr(member, name) for name in parameters or vars(member)}
     parts = lambda value: value if isinstance(value, list) else [value]  # which are members themselves
-    own = {name: v for name, v in values.items() if not any(isinstance(part, Method) for part in parts(v))}
-    return {
-        type(member).__name__: {
-            name: v for name, v in own.items() if not parameters or identify(v) != as_kept(plain(v))
-        }
-    }
+    told = lambda value: bool(parameters) and identify(value) == as_kept(plain(value))
+    own = {k: v for k, v in values.items() if not (told(v) or any(isinstance(part, Method) for part in parts(v)))}
+    return {type(member).__name__: own}
 
 
 def _code_of_stream(stream) -> list:
