@@ -1,4 +1,5 @@
 # make book        execute the notebooks and build the book: _build/html/index.html
+# make pdf         print the book: _build/why-networks-forget.pdf (needs Chromium)
 # make test        every test: library, notebooks, the book in a browser
 # make notebooks   store fresh outputs in the notebooks
 # make bench       the methods' speed beside a bare PyTorch loop and peers
@@ -6,7 +7,7 @@
 # make clean       remove what was built (make distclean: the environment too)
 
 .DEFAULT_GOAL := book
-.PHONY: book test notebooks bench lint format clean distclean environment
+.PHONY: book pdf test notebooks bench lint format clean distclean environment
 
 # The first of these that is Python 3.11 or later; `make PYTHON=… book` names another.
 PYTHON ?= $(firstword $(foreach p,python3 python3.12 python3.11 python3.13 python,$(shell \
@@ -14,9 +15,9 @@ PYTHON ?= $(firstword $(foreach p,python3 python3.12 python3.11 python3.13 pytho
 BIN := $(CURDIR)/.venv/bin
 
 # The stamp's name holds what the environment was made from and where, so that a changed requirement, an interrupted
-# installation and a moved checkout all give a new one.
-PINS := requirements.txt requirements-dev.txt constraints.txt pyproject.toml
-STAMP := .venv/.made-$(shell { pwd; cat $(PINS); } | cksum | tr ' ' '-')
+# installation and a moved checkout all give a new one. Of pyproject.toml that is what comes before the tools' settings.
+PINS := requirements.txt requirements-dev.txt constraints.txt
+STAMP := .venv/.made-$(shell { pwd; cat $(PINS); sed '/^\[tool\./,$$d' pyproject.toml; } | cksum | tr ' ' '-')
 
 # One thread each: tests and notebooks run beside each other on the cores.
 export OMP_NUM_THREADS := 1
@@ -36,6 +37,9 @@ $(STAMP):
 
 book: $(STAMP)
 	@$(BIN)/python book/build.py
+
+pdf: $(STAMP)
+	@$(BIN)/python book/pdf.py
 
 notebooks: $(STAMP)
 	@$(BIN)/python book/build.py --refresh

@@ -8,11 +8,15 @@ from cl_lib.methods._base import Method
 from cl_lib.report.claims import claim, collect
 from cl_lib.results.result import Result
 from cl_lib.results.tracker import Tracker
+from cl_lib.seeds import Bag
+from cl_lib.training.callbacks import Callback
 from cl_lib.training.learner import Learner
 from cl_lib.training.options import Options
 from cl_lib.training.runs import run
 
 __all__ = [
+    "Bag",
+    "Callback",
     "Dataset",
     "Diverged",
     "InputError",

@@ -1,4 +1,4 @@
-"""What the book asks of Sphinx beyond Jupyter Book: alternative texts, docstrings, reference pages."""
+"""What the book asks of Sphinx beyond Jupyter Book: docstrings, reference pages, nothing from elsewhere."""
 
 import importlib
 import json
@@ -9,25 +9,7 @@ from statistics import mean, median
 
 from docutils import nodes
 from docutils.statemachine import StringList
-from myst_nb.core.render import NbElementRenderer
 from sphinx.util.docutils import SphinxDirective
-
-# --- figures: their alternative text and width come with the output ------------------------------------
-
-WIDE = 640  # pixels: on a phone such a figure scrolls, since nobody could read it at a third of its size
-_render_image = NbElementRenderer.render_image
-
-
-def render_image(self, data):
-    images = _render_image(self, data)
-    about = data.output_metadata.get(data.mime_type, {})
-    for image in images:
-        if alt := about.get("alt"):
-            image["alt"] = alt
-        if int(about.get("width", 0)) > WIDE:
-            image["classes"].append("wide")
-    return images
-
 
 # --- docstrings are text that may hold reStructuredText: a stray * or an indented formula is no mistake -----
 
@@ -149,14 +131,17 @@ class Reference(SphinxDirective):
 
 
 class Modules(Reference):
-    """Every public module of a package: first those named in the content, in that order, then the others."""
+    """Every public module of a package, in its rooms: first those named in the content, in that order, then the rest.
+
+    A private module is shown where it is named. The methods have a page of their own.
+    """
 
     def run(self):
         package = importlib.import_module(self.arguments[0])
-        there = [m.name for m in pkgutil.iter_modules(package.__path__) if not m.ispkg and not m.name.startswith("_")]
-        names = [name for name in self.content if name in there]
-        names += [name for name in there if name not in names]
-        return [self.module(f"{package.__name__}.{name}", name) for name in names]
+        found = [m.name for m in pkgutil.walk_packages(package.__path__, f"{package.__name__}.") if not m.ispkg]
+        there = {name.removeprefix(f"{package.__name__}."): name for name in found}
+        rest = [name for name in there if not re.search(r"(^|\.)_|^methods\.", name)]
+        return [self.module(there[name], name) for name in dict.fromkeys([*self.content, *rest]) if name in there]
 
 
 class Methods(Reference):
@@ -176,6 +161,9 @@ class Methods(Reference):
         of = lambda name: [k for k, cls in registry().items() if f"{cls.__module__}.".startswith(f"{name}.")]
         keys = {name: of(name) for name in names}
         sections = [self.module(name, ", ".join(keys[name])) for name in names if keys[name]]
+        for name, section in zip([name for name in names if keys[name]], sections, strict=True):
+            parts = pkgutil.iter_modules(getattr(importlib.import_module(name), "__path__", []))
+            section += [self.module(f"{name}.{m.name}", m.name) for m in parts if m.name != "method"]
         return [*self.rst(table(rows, "methods")), *sections]
 
 
@@ -239,7 +227,6 @@ def without_thebe(app):
 def setup(app):
     without_thebe(app)
     app.connect("builder-inited", without_launch_buttons, priority=1)
-    NbElementRenderer.render_image = render_image
     app.connect("autodoc-process-docstring", process_docstring)
     app.add_directive("speed", Speed)
     app.add_directive("methods", Methods)

@@ -20,20 +20,17 @@ import torch
 import yaml
 
 from cl_lib import search
-from cl_lib.data import datasets, streams
+from cl_lib.data import kinds
 from cl_lib.errors import Diverged, InputError, suggest
 from cl_lib.files import writable
+from cl_lib.naming import is_named
 from cl_lib.studies.table import Table, name_of, read_rows
 from cl_lib.training.learner import Learner
+from cl_lib.training.progress import Countdown
 from cl_lib.training.request import reached, separate
 from cl_lib.training.runs import processes, run
 
 MEASURED = ("acc", "bwt", "forgetting", "learning_accuracy")
-STREAMS = ("split", "permuted", "rotated", "shifted")
-OF_STREAM = (
-    "tasks", "scenario", "order", "first", "per_class", "normalise", "validation", "augment", "angles", "shifts",
-    "identity_first",
-)  # fmt: skip
 SEARCH = {"trials": 100, "validation": 0.1, "seed": 1000}
 
 
@@ -70,18 +67,27 @@ def ranges(cell: dict) -> dict:
     return {name: value for name, value in cell.items() if search.is_range(value)}
 
 
+def parts(cell: dict) -> tuple[str, tuple[str, str | None], dict, dict]:
+    """A run's method, its kind of stream and data set, the stream's options, and the other settings."""
+    kind = cell.get("stream", "split")
+    known = {*kinds.all_options(), *kinds.options_of(kind)}
+    about = {name: value for name, value in cell.items() if name in known}
+    others = {k: v for k, v in cell.items() if k not in about and k not in ("method", "dataset", "stream")}
+    return cell["method"], (kind, cell.get("dataset")), about, others
+
+
 def check(cell: dict):
     """A run's method and options, without any data. Raises InputError for a run that cannot be meant."""
     fixed = {k: next(iter(v.values()))[0] if search.is_range(v) else v for k, v in cell.items()}
-    for name in ("method", "dataset"):
+    own_stream = is_named(fixed.get("stream"))
+    for name in ("method", *["dataset"] * (not own_stream)):
         if name not in fixed:
             raise InputError(f"A run without a {name}: {cell}. Give it `{name}:` in the file.")
-    if fixed["dataset"] not in datasets.NAMES:
-        raise suggest(fixed["dataset"], datasets.NAMES, "dataset")
-    if (stream := fixed.get("stream", "split")) not in STREAMS:
-        raise suggest(stream, STREAMS, "stream")
-    apart = ("method", "dataset", "stream", *OF_STREAM)
-    return separate(fixed["method"], {k: v for k, v in fixed.items() if k not in apart})
+    method, (kind, dataset), about, settings = parts(fixed)
+    if not own_stream and not is_named(dataset) and dataset not in kinds.NAMES:
+        raise suggest(dataset, kinds.NAMES, "dataset")
+    kinds.refuse_unknown(kind, about)
+    return separate(method, settings)
 
 
 # --- running ----------------------------------------------------------------------------------------------
@@ -113,26 +119,28 @@ def run_study(path, study: str, out, seeds=None, device="auto", root=None, repor
     workers, where = processes(jobs, return_as="generator_unordered"), (device, root, jobs == 1)
     failed = []
 
-    def tell(what: str, outcome) -> None:
+    def tell(what: str, outcome, count: Countdown) -> None:
         if isinstance(outcome, Exception):
             failed.append(outcome)
-        report(f"{what}  {_in_words(outcome)}")
+        report(f"{what}  {_in_words(outcome)}  [{count.one()}]")
 
     how = SEARCH | about.get("search", {}) | {"place": str(place.with_suffix(".trials"))}
     unknown = {name_of(cell): cell for cell, _ in todo.values() if ranges(cell)}
     search_all = lambda left: workers(joblib.delayed(_searched)(table, cell, how, *where) for cell in left)
     chosen: dict = {name_of(cell): {} for cell in runs}
+    count = Countdown(len(unknown))
     for name, best in _shared(unknown, search_all, report):
         chosen[name] = best
-        tell(f"searched  {_told(unknown[name], grid)}", best)
+        tell(f"searched  {_told(unknown[name], grid)}", best, count)
 
     known = {name: run for name, run in todo.items() if isinstance(chosen[name_of(run[0])], dict)}
     run_all = lambda left: workers(
         joblib.delayed(_measured)(table, cell, chosen[name_of(cell)], seed, *where) for cell, seed in left
     )
+    count = Countdown(len(known))
     for name, row in _shared(known, run_all, report):
         cell, seed = known[name]
-        tell(f"seed {seed}  {_told(cell, grid)}", row)
+        tell(f"seed {seed}  {_told(cell, grid)}", row, count)
     if failed:
         kind = InputError if all(isinstance(error, InputError) for error in failed) else RuntimeError
         raise kind(f"{len(failed)} runs of {study} failed; the same command tries them again. The last: {failed[-1]}")
@@ -190,10 +198,8 @@ def _prepared(cell: dict, root, alone: bool, **changes):
     """A run's method, stream and options."""
     if not alone:
         torch.set_num_threads(1)
-    cell = {**cell, **changes}
-    method, data = cell.pop("method"), datasets.load(cell.pop("dataset"), root=root)
-    kind = getattr(streams, cell.pop("stream", "split"))
-    return method, kind(data, **{name: cell.pop(name) for name in OF_STREAM if name in cell}), cell
+    method, source, about, options = parts({**cell, **changes})
+    return method, kinds.make_stream(*source, root, **about), options
 
 
 def _searched(table: Table, cell: dict, how: dict, device, root, alone: bool) -> tuple[str, dict | Exception | None]:

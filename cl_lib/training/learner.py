@@ -11,39 +11,39 @@ import functools
 import warnings
 from collections.abc import Callable
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.func import vmap
 from torch.utils import _pytree as pytree
 
-from cl_lib.errors import Diverged, InputError, PoorPairing
-from cl_lib.identity import plain, provenance
-from cl_lib.methods._base import Growth
+from cl_lib.errors import InputError, PoorPairing
+from cl_lib.identity import provenance
 from cl_lib.nets.dropout import stackable
 from cl_lib.nets.net import Net
 from cl_lib.results.result import Result
 from cl_lib.seeds import Bag, generator, placed, stack_padded
 from cl_lib.training import callbacks as watching
-from cl_lib.training import evaluation
+from cl_lib.training import evaluation, growth
 from cl_lib.training.batch import Samples
 from cl_lib.training.callbacks import Moment
-from cl_lib.training.loop import Loop, diverged
-from cl_lib.training.networks import Networks, with_rows
+from cl_lib.training.loop import Loop
+from cl_lib.training.networks import Networks
 from cl_lib.training.options import DTYPES, Options
 from cl_lib.training.progress import Progress
 from cl_lib.training.records import Records, bytes_of
 from cl_lib.training.request import (
+    Execution,
     check_seeds,
     check_stream,
     configuration,
     initial_network,
-    pick_device,
     reached,
+    refuse_if_told,
     separate,
-)  # fmt: skip
+)
 from cl_lib.training.rows import Rows
 from cl_lib.training.task import Task
+from cl_lib.training.told import Told
 
 
 class Learner:
@@ -73,10 +73,12 @@ class Learner:
         self.method, self.options = separate(method, options)
         check_stream(stream)
         self.seeds = check_seeds(seeds)
-        self.device = pick_device(device)
+        self.device = Execution(device, seeds_at_once, progress=progress, capture=capture).place
         self.stream = stream.to(self.device)
         self.callbacks = watching.check(callbacks)
         self.method.refuse_unless_served(stream.scenario)
+        if not stream.boundaries:
+            refuse_if_told(self.method, stream, self.options)
         if stream.scenario in self.method.poor:
             warnings.warn(
                 f"{self.method.key} in {stream.scenario}-incremental learning: {self.method.poor[stream.scenario]}",
@@ -88,10 +90,11 @@ class Learner:
         half = self.options.dtype == "bfloat16"
         self.dtype = torch.float32 if half else DTYPES[self.options.dtype]
         self.capture = self.device.type == "cuda" if capture is None else capture
-        self.progress = Progress(self.method.key, stream, self.options.epochs, progress)
+        self.progress = Progress(self.method.key, stream, self.options.epochs, progress, self.seeds)
 
         self.rows = Rows(self.stream, self.options.loss_over, self.device)
-        self.networks = Networks(self._models(), self.device, self.dtype, half)
+        keep = self.options.optimizer_state == "keep" or not stream.boundaries
+        self.networks = Networks(self._models(), self.device, self.dtype, half, keep)
         stacked = self._stackable(seeds_at_once)
         self.seeds_at_once = seeds_at_once or (len(self.seeds) if stacked and self.device.type == "cuda" else 1)
         self.generators = {
@@ -106,6 +109,20 @@ class Learner:
         self.state = self.method.start(self)
         size = len(self.seeds), self.stream.tasks, self.stream.outputs, self.options.epochs
         self.records = Records(*size, self.device)
+
+    @classmethod
+    def resume(cls, result: Result, stream, *, method=None, **options) -> "Learner":
+        """A learner where a result left one, also in another process: ``Learner.resume(Result.load(path), stream)``.
+
+        ``stream`` is the one that it was made on. What a file cannot hold (a network, an optimiser, a method of your
+        own) is given again; everything else is as it was, and may not be changed. :meth:`extend` then appends tasks.
+        Raises InputError for another stream or setting, and for a result that lacks what the method kept.
+        """
+        settings, state = growth.state_of(result)
+        learner = cls(growth.method_of(result, method), stream, seeds=result.seeds, **settings | options)
+        growth.refuse_another(result, learner)
+        learner.load_state_dict(state)
+        return learner
 
     # --- the networks ------------------------------------------------------------------------------------
 
@@ -132,8 +149,6 @@ class Learner:
         reason = stackable(self.module)
         if reason is None and not self.method.stacked:
             reason = f"{self.method.key} trains each seed in a loop of its own"
-        if wanted is not None and (type(plain(wanted)) is not int or wanted < 1):
-            raise InputError(f"seeds_at_once={wanted!r} must be a whole number of seeds, 1 or more.")
         several = len(self.seeds) > 1 and (self.device.type == "cuda" if wanted is None else wanted > 1)
         if reason is None and several:
             reason = self._refused_by_vmap()
@@ -228,12 +243,13 @@ class Learner:
                 options.batch_size, epochs, joined, alone, shared,
             )  # fmt: skip
             accuracy = functools.partial(self._validated, tasks)
+            steps = {i: epochs * samples.steps(i) for i in group}
             with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
                 # what a network draws from torch's global generator is the seed's own too
                 torch.manual_seed(generator(self.seeds[group[0]], f"global {self.met}").initial_seed())
                 Loop(
                     self, self.method, self.networks, self.state, samples, group, options, epochs,
-                    _Told(self, tasks[-1], options, recorded), accuracy, stop, self.capture,
+                    Told(self, tasks[-1], options, recorded, steps), accuracy, stop, self.capture,
                 ).run()  # fmt: skip
 
     # --- tasks that were not known ------------------------------------------------------------------------
@@ -251,27 +267,9 @@ class Learner:
         self.grow(stream)
         return stream.tasks - 1
 
-    @torch.no_grad()
     def grow(self, stream) -> None:
         """Go on with a longer stream, whose first tasks are those of the present one."""
-        stream = stream.to(self.device)
-        if stream.tasks < self.stream.tasks or [list(r) for r in stream.rows[: self.stream.tasks]] != [
-            list(r) for r in self.stream.rows
-        ]:
-            raise InputError(f"{stream} does not begin as {self.stream} does: make it with stream.extended(…).")
-        more = stream.outputs - self.stream.outputs
-        module, tensors = self.module, {**self.params, **self.buffers}
-        shapes = lambda: {name: p.shape[1:] for name, p in self.params.items()}
-        before = shapes()
-        if more:
-            module, tensors = with_rows(module, tensors, more, self.random(purpose=f"rows {stream.outputs}"))
-        after = {name: tensors[name].shape[1:] for name in before}
-        growth = Growth((self.stream.tasks, stream.tasks), (self.stream.outputs, stream.outputs), before, after)
-        self.state = self.method.grow(self.state, growth)
-        self.rebuild(module, tensors)
-        self.stream, self.rows = stream, Rows(stream, self.options.loss_over, self.device)
-        self.records.widen(stream.tasks, stream.outputs)
-        self.progress.tasks = stream.tasks
+        growth.grow(self, stream.to(self.device))
 
     # --- what counts -------------------------------------------------------------------------------------
 
@@ -359,7 +357,7 @@ class Learner:
 
     def report(self, task: int, what: str, step: int, steps: int, loss) -> None:
         """Show how far other work than training has come."""
-        self.progress.reconstruct(task, step, steps, loss)
+        self.progress.report(task, what, step, steps, loss)
 
     def tell(self, hook: str, task: int, epoch: int, step: int, positions: tuple[int, ...], loss) -> None:
         """Tell the callbacks where training stands."""
@@ -398,7 +396,7 @@ class Learner:
     def _kept(self) -> Bag:
         """What a result holds beside the weights, on the host."""
         kept = self.state_dict()
-        kept = Bag(state=kept.state, random=kept.random, active=kept.active)
+        kept = Bag({name: kept[name] for name in ("state", "random", "active", "moments") if name in kept})
         mean, std = self.stream.normalisation
         each = lambda t: t.expand(len(self.seeds), *t.shape).contiguous()
         kept.normalise = Bag(mean=each(mean), std=each(std))
@@ -414,6 +412,8 @@ class Learner:
         active = torch.zeros(len(self.seeds), dtype=torch.bool)
         active[self.active] = True
         tensors = Bag(params=Bag(self.params), buffers=Bag(self.buffers), state=self.state, random=Bag(random))
+        if self.networks.moments:
+            tensors.moments = self.networks.moments
         return Bag(
             pytree.tree_map(torch.clone, tensors),
             records=self.records.state_dict(),
@@ -432,41 +432,8 @@ class Learner:
             purpose, _, owner = name.partition(":")
             for g, state in zip(self.random(None, purpose, owner), states, strict=True):
                 g.set_state(state.cpu().clone())
+        if self.networks.moments is not None:
+            self.networks.moments = placed(kept.get("moments", Bag()), self.device)
         self.records.load_state_dict(kept.records)
         self.active = kept.active.nonzero().flatten().tolist()
         self.done = self.met = int(kept.done)
-
-
-class _Told:
-    """What a training loop tells the learner: kept, shown, and passed on to callbacks."""
-
-    def __init__(self, learner: Learner, task: int, options: Options, recorded: bool):
-        self.learner, self.task, self.options, self.recorded, self.steps = learner, task, options, recorded, 0
-
-    def step(self, batch, loss: Tensor) -> None:
-        learner = self.learner
-        self.steps += 1
-        if learner.on_step is not None:
-            learner.on_step(learner, batch)
-        learner.tell("on_step", self.task, batch.epoch, self.steps, batch.positions, loss)
-
-    def epoch(self, epoch: int, means: dict[int, float], running: tuple[int, ...]) -> tuple[int, ...]:
-        """Mean losses of the seeds that ran an epoch; returns those that have not diverged."""
-        learner = self.learner
-        if self.recorded:
-            for position, mean in means.items():
-                learner.records.loss(position, self.task, epoch, mean)
-        running = tuple(i for i in running if i in learner.active)
-        learner.progress.epoch(self.task, epoch, learner.records, running)
-        learner.tell("on_epoch", self.task, epoch, self.steps, tuple(means), np.array(list(means.values())))
-        return running
-
-    def lost(self, position: int, epoch: int, step: int, what: str) -> None:
-        learner = self.learner
-        error = diverged(learner.method, self.options, learner.seeds[position], self.task, epoch, step, what)
-        if self.options.on_divergence == "raise":
-            raise error
-        learner.active.remove(position)
-        if not learner.active:
-            raise Diverged(f"Every seed diverged. The last was {error}")
-        learner.progress.say(str(error))

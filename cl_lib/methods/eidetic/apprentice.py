@@ -6,6 +6,7 @@ import time
 
 import numpy as np
 import torch
+from torch.utils import _pytree as pytree
 
 from cl_lib.errors import InputError
 from cl_lib.methods.eidetic import ownership
@@ -23,7 +24,7 @@ class Apprentice:
 
     def __init__(self, method, learner, task: int, position: int):
         self.method, self.learner, self.task, self.position = method, learner, task, position
-        one = lambda tensors: {k: t[position] for k, t in tensors.items()}
+        one = lambda tree: pytree.tree_map(lambda t: t[position], tree)
         self.params, self.buffers, self.state = one(learner.params), one(learner.buffers), one(learner.state)
         self.module, self.owner = learner.module, self.state["owner"]
         self.structure = learner.module.structure.to(learner.device)
@@ -83,7 +84,7 @@ class Apprentice:
         kept = [(n, m, self.params[n].clone()) for n, m in masks.items() if not m.all()]
 
         def guarded(leaves):
-            optimizer = options.make_optimizer(leaves, capturable=self.learner.capture)
+            optimizer = options.make_optimizer(leaves, self.learner.capture, names)
             if not isinstance(optimizer, torch.optim.Optimizer):
                 raise InputError(f"Eidetic learning writes back after each step of a torch.optim.Optimizer, which a "
                                  f"{type(optimizer).__name__} is not: give such an optimizer.")  # fmt: skip
@@ -111,7 +112,9 @@ class Apprentice:
         self.learner.train(
             list(tasks), epochs, joined=joined, alone=joined is not None, positions=[self.position], stop=enough,
             recorded=recorded, shared=Bag(routing=True) if self.routing else None,
-            options=dataclasses.replace(options, optimizer=guarded, momentum=0.0, weight_decay=0.0, patience=patience),
+            options=dataclasses.replace(
+                options, optimizer=guarded, groups=None, momentum=0.0, weight_decay=0.0, patience=patience
+            ),
         )  # fmt: skip
         return accuracy
 
@@ -251,7 +254,7 @@ class Apprentice:
         chosen = self.index[order[:n].to(self.index.device)]
         start = int(learner.state.count[self.position])
         for name, values in learner.sample(self.position, self.task, chosen).items():
-            self.state["images"][name][start : start + len(chosen)] = values
+            learner.state.images[name][self.position, start : start + len(chosen)] = values
         learner.state.count[self.position] += len(chosen)
         kept = learner.state.images
         x = learner.seen(kept, range(len(learner.seeds)))
