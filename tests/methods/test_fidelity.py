@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 
 import cl_lib
-from cl_lib import Learner
+from cl_lib import Learner, run
+from cl_lib.nets.networks import resnet18
 from cl_lib.seeds import Bag
 
 QUICK = {"epochs": 1, "batch_size": 8, "hidden": (16,), "lr": 0.05}
@@ -58,3 +59,62 @@ def test_dgr_dreams_compete_with_the_rows_that_share_their_softmax(scenario, los
             soft = F.pad((target / 2).softmax(1), (0, len(counted) - len(taught)))
             expected = 4 * F.cross_entropy(answer / 2, soft)
         torch.testing.assert_close(learner.method.penalty(net, seen, state), expected / 2)
+
+
+# --- maximally interfered retrieval ----------------------------------------------------------------------
+
+
+def test_mir_joined_takes_one_mean_over_new_and_chosen_samples():
+    learner = Learner("mir", stream(), memory=40, candidates=15, replay_batch=4, joined=True, **QUICK)
+    learner.learn()
+    for batch, net in steps(learner):
+        chosen, rows = batch.out.chosen, range(4)
+        losses = F.cross_entropy(
+            torch.cat([net(batch.x[0]), net(chosen.x[0])])[:, rows], torch.cat([batch.y[0], chosen.y[0]])
+        )
+        one = batch.copy(**{k: v[0] for k, v in batch.items() if k in ("x", "y", "turn", "rate", "offers")}, out=Bag())
+        one.replay = Bag({k: v[0] for k, v in batch.replay.items()})
+        total = learner.method.task(net, one) + learner.method.penalty(net, one, learner.state)
+        torch.testing.assert_close(total, losses)
+
+
+def test_mir_joined_passes_new_and_chosen_samples_together():
+    network = lambda shape, outputs: resnet18(shape, outputs, width=2)
+    how = {"network": network, "epochs": 1, "batch_size": 8, "memory": 16, "replay_batch": 3}
+    counted = {}
+    for joined in (True, False):
+        learner = Learner("mir", stream(per_class=8), joined=joined, **how)
+        learner.learn(), learner.learn()
+        counted[joined] = next(b.item() for k, b in learner.buffers.items() if k.endswith("num_batches_tracked"))
+    assert counted == {True: 4, False: 7}
+
+
+def test_mir_may_leave_the_current_tasks_samples_out():
+    learner = Learner("mir", stream(), memory=30, candidates=20, current=False, **QUICK)
+    assert all("replay" not in batch for batch, _ in steps(learner))
+    for task in (1, 2):
+        found = steps(learner)
+        assert any((learner.state.buffer.task == task).flatten())
+        for batch, _ in found:
+            assert batch.replay.x.shape[1] == 20 and (batch.replay.task < task).all()
+            assert len(batch.replay.x[0].flatten(1).unique(dim=0)) == min(20, (batch.turn == 0).sum())
+    with pytest.raises(cl_lib.InputError, match="current=False"):
+        Learner("mir", stream(boundaries=False), current=False, **QUICK)
+
+
+def test_mir_replays_nothing_where_the_buffer_offers_nothing():
+    """The first task fills the whole buffer of the second as well, so that no other task is left in it."""
+    learner, plain = Learner("mir", stream(), memory=8, current=False, **QUICK), Learner("finetune", stream(), **QUICK)
+    learner.learn(), plain.learn()
+    learner.state.buffer.task.fill_(1)
+    learner.learn(), plain.learn()
+    assert all(torch.equal(p, plain.params[k]) for k, p in learner.params.items())
+
+
+def test_mir_with_both_options_is_the_same_alone_and_stacked():
+    how = QUICK | {"memory": 12, "joined": True, "current": False, "dtype": "float64"}
+    unequal = stream(order="per-seed", per_class=None)
+    both = run("mir", unequal, seeds=(0, 1), seeds_at_once=2, **how)
+    alone = run("mir", unequal, seeds=(1,), **how)
+    for name, w in alone.weights.items():
+        torch.testing.assert_close(both.weights[name][1], w[0])
