@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 import cl_lib
 from cl_lib import Learner, run
+from cl_lib.methods._registry import make
 from cl_lib.nets.networks import resnet18
 from cl_lib.seeds import Bag
 
@@ -118,3 +119,16 @@ def test_mir_with_both_options_is_the_same_alone_and_stacked():
     alone = run("mir", unequal, seeds=(1,), **how)
     for name, w in alone.weights.items():
         torch.testing.assert_close(both.weights[name][1], w[0])
+
+
+# --- gradient projection memory --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("beside", ["er", "der", "mir"])
+def test_gpm_holds_batch_norm_statistics_in_company_too(beside):
+    network = lambda shape, outputs: resnet18(shape, outputs, width=2)
+    learner = Learner(make("gpm") + make(beside), stream(per_class=8), network=network, epochs=1, batch_size=8, lr=0.01)
+    learner.learn()
+    before = {k: b.clone() for k, b in learner.buffers.items()}
+    learner.learn()
+    assert before and all(torch.equal(b, before[k]) for k, b in learner.buffers.items())
