@@ -5,10 +5,13 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 import cl_lib
 from cl_lib import Learner, run
+from cl_lib.curvature import fisher, layerwise
 from cl_lib.methods._registry import make
+from cl_lib.nets.net import Net
 from cl_lib.nets.networks import resnet18
 from cl_lib.seeds import Bag
 
@@ -132,3 +135,55 @@ def test_gpm_holds_batch_norm_statistics_in_company_too(beside):
     before = {k: b.clone() for k, b in learner.buffers.items()}
     learner.learn()
     assert before and all(torch.equal(b, before[k]) for k, b in learner.buffers.items())
+
+
+# --- the Fisher's closed form ----------------------------------------------------------------------------
+
+
+class Tied(nn.Module):
+    """A network without biases that uses the weight of its first layer once more, in one of several ways."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.how = how
+        self.first, self.second, self.head = (nn.Linear(n, m, bias=False) for n, m in ((6, 4), (4, 6), (6, 3)))
+        if how == "two layers":
+            self.second = nn.Linear(4, 4, bias=False)
+            self.again, self.head = nn.Linear(6, 4, bias=False), nn.Linear(4, 3, bias=False)
+            self.again.weight = self.first.weight
+
+    def forward(self, x):
+        h = self.first(x).relu()
+        if self.how == "transposed":
+            h = F.linear(h, self.first.weight.T).relu()
+        elif self.how == "penalised":
+            h = self.second(h) * (1 + self.first.weight.square().sum())
+        elif self.how == "two layers":
+            h = self.second(h) + self.again(x)
+        elif self.how == "beside":
+            h = F.linear(x, self.first.weight) @ self.second.weight.T
+        else:
+            h = self.second(h)
+        return self.head(h)
+
+
+@pytest.mark.parametrize("how", ["transposed", "penalised", "two layers", "beside", "once"])
+@pytest.mark.parametrize("empty", [0, 1, 3])
+def test_fisher_of_tied_weights_whatever_the_first_samples_are(how, empty):
+    """An input of zeros has no gradient in the first layer, which is then not told apart by values."""
+    g = torch.Generator().manual_seed(1)
+    module, x = Tied(how).double(), torch.randn(5, 6, generator=g, dtype=torch.float64)
+    x[:empty] = 0
+    net = Net(module, dict(module.named_parameters()), {}, training=False)
+    expected = {name: torch.zeros_like(p) for name, p in net.params.items()}
+    for one in x:
+        log_p = net.replace()(one[None]).log_softmax(-1)[0]
+        for c in range(3):
+            grads = torch.autograd.grad(log_p[c], list(net.params.values()), retain_graph=True, **layerwise.UNUSED)
+            for name, gradient in zip(net.params, grads, strict=True):
+                expected[name] += log_p[c].exp().detach() * gradient**2 / len(x)
+    found = fisher.diagonal(net, x)
+    for name, F_i in expected.items():
+        torch.testing.assert_close(found[name], F_i)
+    closed = layerwise.layers(layerwise.still(net, x), x[:1])[0]
+    assert ("first" in closed) == (how == "once") and "head" in closed
