@@ -1,6 +1,7 @@
 """What each method promises where it once did something else: every test here failed before it was mended."""
 
 import copy
+import warnings
 
 import pytest
 import torch
@@ -187,3 +188,51 @@ def test_fisher_of_tied_weights_whatever_the_first_samples_are(how, empty):
         torch.testing.assert_close(found[name], F_i)
     closed = layerwise.layers(layerwise.still(net, x), x[:1])[0]
     assert ("first" in closed) == (how == "once") and "head" in closed
+
+
+# --- averaged gradient episodic memory -------------------------------------------------------------------
+
+
+def test_agem_refuses_a_memory_without_room_for_every_task():
+    with pytest.raises(cl_lib.InputError, match="memory=4 cannot hold one sample of each of 5 tasks"):
+        Learner("agem", stream(), memory=4, **QUICK)
+    Learner("agem", stream(), memory=0, **QUICK)
+    data = cl_lib.load("digits")
+    part = lambda c: ([(data.x[i], c) for i in (data.y == c).nonzero().flatten()[:4]],) * 2
+    learner = Learner("agem", cl_lib.from_datasets([part(0), part(1)], "class"), memory=2, **QUICK)
+    learner.learn(), learner.learn()
+    with pytest.raises(cl_lib.InputError, match="memory=2 cannot hold one sample of each of 3 tasks"):
+        learner.extend(*part(2))
+
+
+@pytest.mark.parametrize("memory, more, sizes", [(2000, {}, [24, 48]), (100, {"replay_batch": None}, [8, 8])])
+def test_agem_draws_256_samples_for_its_reference_or_all_that_are_stored(memory, more, sizes):
+    learner = Learner("agem", stream(), memory=memory, **more, **QUICK)
+    assert make("agem").replay_batch == 256
+    learner.learn()
+    for size in sizes:
+        # a task of 24 samples has fewer than its share of 2000, so each of them comes equally often
+        for batch, _ in steps(learner):
+            seen = batch.replay.x[0].flatten(1).unique(dim=0, return_counts=True)[1]
+            assert len(seen) == size and seen.max() - seen.min() <= 1
+            assert batch.replay.x.shape[1] <= 256
+
+
+def test_agem_reads_no_stored_sample_twice():
+    learner = Learner("agem", stream(), memory=50, **QUICK)
+    learner.learn()
+    for stored in (10, 20):
+        assert all(batch.replay.x.shape[1] == stored for batch, _ in steps(learner))
+
+
+# --- utility-based perturbed gradient descent ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adamw"])
+def test_upgd_warns_of_adam(optimizer):
+    with pytest.warns(cl_lib.PoorPairing, match=f"optimizer='{optimizer}' divides by that length"):
+        Learner("upgd", stream(), optimizer=optimizer, **QUICK)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Learner("upgd", stream(), optimizer=optimizer, noise=0.0, protecting=False, **QUICK)
+        Learner("upgd", stream(), weight_decay=0.1, **QUICK)
