@@ -12,6 +12,7 @@ import cl_lib
 from cl_lib import Learner, run
 from cl_lib.curvature import fisher, layerwise
 from cl_lib.methods._registry import make
+from cl_lib.methods.recl import reconstruction
 from cl_lib.nets.net import Net
 from cl_lib.nets.networks import resnet18
 from cl_lib.seeds import Bag
@@ -236,3 +237,35 @@ def test_upgd_warns_of_adam(optimizer):
         warnings.simplefilter("error")
         Learner("upgd", stream(), optimizer=optimizer, noise=0.0, protecting=False, **QUICK)
         Learner("upgd", stream(), weight_decay=0.1, **QUICK)
+
+
+# --- reconstruction --------------------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore::cl_lib.methods.recl.homogeneity.NotHomogeneous")
+def test_recl_refuses_a_loss_that_leaves_out_what_it_joins():
+    with pytest.raises(cl_lib.InputError, match="loss_over='present' leaves the rows"):
+        Learner("recl", stream(), loss_over="present", **QUICK)
+    for loss_over in ("seen", "all"):
+        Learner("recl", stream(), loss_over=loss_over, **QUICK)
+    Learner("recl", stream(), samples=0, loss_over="present", **QUICK)
+    Learner("recl", stream("domain"), loss_over="present", **QUICK)
+
+
+@pytest.mark.filterwarnings("ignore::cl_lib.methods.recl.homogeneity.NotHomogeneous")
+def test_recl_reads_by_the_papers_formula_without_1_over_m_if_asked():
+    """Without 1/m a coefficient counts m times as much."""
+    learner = Learner("recl", stream(), samples=10, steps=3, averaged=False, **QUICK)
+    learner.learn()
+    g, rows = torch.Generator().manual_seed(0), learner.masks(0).seen
+    x, c = torch.rand(1, 10, 1, 8, 8, generator=g), torch.rand(1, 10, generator=g)
+    network = learner.module, learner.params, learner.buffers
+    of = lambda method, c: reconstruction.loss_of(
+        *network, x, c.requires_grad_(), reconstruction.labels(10, rows), rows, method.settings()
+    )
+    torch.testing.assert_close(of(learner.method, c)[0], of(make("recl"), 10 * c.detach())[0])
+    found = []
+    for averaged in (False, True):
+        learner.method.averaged = averaged
+        found.append(learner.method.recalled(learner, 1).x)
+    assert not torch.equal(*found)
