@@ -12,6 +12,7 @@ import cl_lib
 from cl_lib import Learner, run
 from cl_lib.curvature import fisher, layerwise
 from cl_lib.methods._registry import make
+from cl_lib.methods._wrapper import Part
 from cl_lib.methods.recl import reconstruction
 from cl_lib.nets.net import Net
 from cl_lib.nets.networks import resnet18
@@ -269,3 +270,22 @@ def test_recl_reads_by_the_papers_formula_without_1_over_m_if_asked():
         learner.method.averaged = averaged
         found.append(learner.method.recalled(learner, 1).x)
     assert not torch.equal(*found)
+
+
+# --- sums ------------------------------------------------------------------------------------------------
+
+
+def test_parts_of_a_sum_keep_different_samples_and_draw_different_batches():
+    learner = Learner(make("er", memory=10) + make("der", memory=10), stream(), **QUICK)
+    for _ in range(2):
+        found = steps(learner)
+    kept = [learner.state[key].buffer.x[0, :10].flatten(1) for key in ("er", "der")]
+    assert not torch.equal(*kept)
+    assert any(not torch.equal(batch.er.replay.x, batch.der.replay.x) for batch, _ in found)
+
+
+def test_one_purpose_has_random_numbers_of_its_own_in_every_part():
+    learner = Learner(make("er"), stream(), **QUICK)
+    learners = [learner, *(Part(learner, key, owner=key) for key in ("er", "der"))]
+    drawn = [[torch.rand(3, generator=one.random(purpose=p)[0]) for one in learners] for p in ("method", "mine")]
+    assert len({tuple(t.tolist()) for row in drawn for t in row}) == 6
