@@ -14,9 +14,9 @@ PYTHON ?= $(firstword $(foreach p,python3 python3.12 python3.11 python3.13 pytho
 BIN := $(CURDIR)/.venv/bin
 
 # The stamp's name holds what the environment was made from and where, so that a changed requirement, an interrupted
-# installation and a moved checkout all give a new one.
-PINS := requirements.txt requirements-dev.txt constraints.txt pyproject.toml
-STAMP := .venv/.made-$(shell { pwd; cat $(PINS); } | cksum | tr ' ' '-')
+# installation and a moved checkout all give a new one. Of pyproject.toml that is what comes before the tools' settings.
+PINS := requirements.txt requirements-dev.txt constraints.txt
+STAMP := .venv/.made-$(shell { pwd; cat $(PINS); sed '/^\[tool\./,$$d' pyproject.toml; } | cksum | tr ' ' '-')
 
 # One thread each: tests and notebooks run beside each other on the cores.
 export OMP_NUM_THREADS := 1

@@ -6,6 +6,7 @@ finite, an ``int`` may stand for a ``float``, a ``bool`` for neither. ``tuple[Co
 any of its objects, ``Callable`` any function; what a type checker alone understands is not checked.
 """
 
+import ast
 import contextlib
 import dataclasses
 import sys
@@ -36,7 +37,7 @@ class Bound:
         return above and below and abs(number) <= sys.float_info.max
 
     def __str__(self) -> str:
-        low, high = (None if abs(end) == float("inf") else f"{end:g}" for end in (self.low, self.high))
+        low, high = (None if abs(end) == float("inf") else f"{end:,}" for end in (self.low, self.high))
         if low is None and high is None:
             return ""
         if high is None:
@@ -110,10 +111,30 @@ def words(hint) -> list:
     return [word for kind, _ in kinds(hint) if typing.get_origin(kind) is Literal for word in typing.get_args(kind)]
 
 
-def describe(hint) -> str:
-    """What a hint allows, in words: ``a whole number from 1 up or None``."""
-    parts = [part for kind, bound in kinds(hint) for part in _described(kind, bound)]
-    return " or ".join(filter(None, (", ".join(parts[:-1]), parts[-1])))
+def read(text: str, hint=Any):
+    """The value that a typed word stands for: the first of its readings that the hint allows, else a literal.
+
+    A word may be a Python literal (``none``, ``true`` and ``false`` too), the text itself, or a list ``3,4``.
+    """
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    readings = [literal(text), text, [literal(part) for part in parts], parts]
+    return next((reading for reading in readings if allows(hint, reading)), readings[0])
+
+
+def literal(text: str):
+    """The Python literal that a text is, else the text."""
+    with contextlib.suppress(KeyError):
+        return {"none": None, "true": True, "false": False}[text.lower()]
+    with contextlib.suppress(ValueError, SyntaxError, MemoryError, RecursionError):
+        return ast.literal_eval(text)
+    return text
+
+
+def describe(hint, typed: bool = False) -> str:
+    """What a hint allows, in words: ``a whole number from 1 up or None``; with ``typed`` what one can type alone."""
+    allowed = [(kind, bound) for kind, bound in kinds(hint) if not typed or _can_be_typed(kind)]
+    parts = [part for kind, bound in allowed for part in _described(kind, bound, str if typed else repr)]
+    return " or ".join(filter(None, (", ".join(parts[:-1]), *parts[-1:])))
 
 
 def told(value) -> str:
@@ -140,10 +161,14 @@ def _fits(value, kind, bound: Bound) -> bool:
     return kind is Any or not isinstance(kind, type) or isinstance(value, kind)
 
 
-def _described(kind, bound: Bound) -> list[str]:
+def _can_be_typed(kind) -> bool:
+    return kind in (int, float) or typing.get_origin(kind) in (Literal, tuple, list, Sequence)
+
+
+def _described(kind, bound: Bound, quoted: Callable) -> list[str]:
     origin, inside = typing.get_origin(kind), typing.get_args(kind)
     if origin is Literal:
-        return [repr(word) for word in inside]
+        return [quoted(word) for word in inside]
     if origin in (tuple, list, Sequence) and inside:
         return [f"a list, each {describe(inside[0])}"]
     if Callable in (kind, origin):

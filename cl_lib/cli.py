@@ -1,218 +1,297 @@
-"""``python -m cl_lib``: list methods, run one, compare several, run a chapter."""
+"""``python -m cl_lib``: list methods, run one, compare several, run a chapter or a study.
 
-import argparse
-import ast
-import json
-import sys
-
-import pandas as pd
-
-from cl_lib.data import datasets, streams
-from cl_lib.errors import Diverged, InputError, suggest
-from cl_lib.methods._base import SCENARIOS
-from cl_lib.methods._registry import described, parameter_names, registry
-from cl_lib.report import notebooks
-from cl_lib.results.result import Result
-from cl_lib.studies import grids
-from cl_lib.training.options import Options
-from cl_lib.training.runs import run
-
-STREAMS = {"split": "split", "permuted": "permuted", "rotated": "rotated", "shifted": "shifted"}
-EXAMPLES = """\
-examples:
-  python -m cl_lib methods
-  python -m cl_lib run ewc --set strength=300 --scenario domain --seeds 3
-  python -m cl_lib compare finetune er joint --dataset mnist --epochs 1 --seeds 5 --jobs 2 --figure er.png
+The options stand where they are defined and are read from there: training in ``Options``, a stream's in the function
+that makes it, where and how in ``Execution``.
 """
 
+import argparse
+import importlib
+import json
+import sys
+from argparse import SUPPRESS
+from pathlib import Path
+from typing import Any
 
-def parser() -> argparse.ArgumentParser:
-    top = argparse.ArgumentParser(
-        prog="python -m cl_lib",
-        description="Continual learning, derived and reproduced.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+import numpy as np
+import pandas as pd
+
+from cl_lib import bounds, signatures
+from cl_lib.data import kinds
+from cl_lib.errors import Diverged, InputError, nearest, suggest
+from cl_lib.extras import missing
+from cl_lib.files import writable
+from cl_lib.methods._registry import described, find, parameter_names
+from cl_lib.naming import is_named, resolve
+from cl_lib.results import metrics
+from cl_lib.results.result import Result
+from cl_lib.signatures import Option
+from cl_lib.training.options import Options
+from cl_lib.training.request import Execution, check_seeds, separate
+from cl_lib.training.runs import run
+
+COMMANDS = {
+    "methods": "list every method and its parameters",
+    "run": "train one method on a stream of tasks and measure it",
+    "compare": "the same for several methods, in one table",
+    "notebook": "run a chapter with your own parameters",
+    "study": "run the experiments that a file describes",
+}
+ELSEWHERE = {"notebook": "cl_lib.report.notebooks", "study": "cl_lib.studies.grids"}  # they need packages of their own
+EXAMPLES = {
+    "": "methods | run ewc strength=300 --scenario domain --seeds 3 | compare finetune er joint --figure er.png",
+    "run": "run er memory=500 --dataset mnist --epochs 1 | run ./my_method.py:MyMethod --scenario task",
+    "compare": "compare finetune er joint --seeds 5 --jobs 2 | compare er memory=50 er memory=500 er memory=500 lr=0.1",
+    "notebook": "notebook notebooks/02_deriving_forgetting.ipynb -p seeds 5",
+    "study": "study notebooks/experiments/recl.yaml hosts --seeds 1",
+}
+FIGURES = (".png", ".svg", ".pdf")
+
+
+# --- what can be asked ------------------------------------------------------------------------------------
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse that refuses in a sentence, as everything here does."""
+
+    def error(self, message: str):
+        raise InputError(f"{self.prog}: {message} (--help lists what there is).")
+
+    def parse_known_args(self, args=None, namespace=None):
+        parsed, left = super().parse_known_args(args, namespace)
+        if left and left[0].startswith("-"):
+            near = nearest(left[0], self._option_string_actions)
+            raise InputError(f"{left[0]} is no option of `{self.prog}`.{near} --help lists them.")
+        if left:
+            raise InputError(f"{left[0]!r} comes after the options of `{self.prog}`: put it before them.")
+        return parsed, left
+
+
+def parser(words: list[str] | None = None) -> argparse.ArgumentParser:
+    """The parser for a command line: of its command and stream where ``words`` are given, else of all."""
+    top = _parser(Parser, "", prog="python -m cl_lib", description="Continual learning, derived and reproduced.")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
-
-    listing = commands.add_parser("methods", help="list every method and its parameters", allow_abbrev=False)
-    listing.add_argument("--json", action="store_true", help="as JSON: key, family, scenarios, citation, parameters")
-
-    one = commands.add_parser(
-        "run",
-        help="train one method on a stream of tasks and measure it",
-        allow_abbrev=False,
-        epilog="example: python -m cl_lib run er --set memory=500 --dataset mnist --epochs 1",
-    )
-    one.add_argument("method", metavar="METHOD", help="a key from `python -m cl_lib methods`")
-    many = commands.add_parser(
-        "compare",
-        help="the same for several methods, in one table",
-        allow_abbrev=False,
-        epilog="example: python -m cl_lib compare finetune ewc er --set ewc.strength=300 er.memory=500",
-    )
-    many.add_argument("methods", metavar="METHOD", nargs="+", help="keys from `python -m cl_lib methods`")
-    for command in (one, many):
-        add_run_options(command)
-
-    notebook = commands.add_parser(
-        "notebook",
-        help="run a chapter with your own parameters",
-        allow_abbrev=False,
-        epilog="example: python -m cl_lib notebook notebooks/02_deriving_forgetting.ipynb -p seeds 5",
-    )
-    notebooks.add_arguments(notebook)
-
-    study = commands.add_parser(
-        "study",
-        help="run the experiments that a file describes",
-        allow_abbrev=False,
-        epilog="example: python -m cl_lib study notebooks/experiments/recl.yaml hosts --seeds 1",
-    )
-    grids.add_arguments(study)
+    each = {name: _parser(commands.add_parser, name, help=about) for name, about in COMMANDS.items()}
+    each["methods"].add_argument("--json", action="store_true", help="as JSON: key, family, scenarios, parameters, …")
+    for name, dots, about in (("run", "", "a method"), ("compare", " METHOD …", "methods")):
+        each[name].usage = f"%(prog)s METHOD [NAME=VALUE …]{dots} [options]"
+        text = f"{about} of `methods`, or module:Name; then its own settings, such as memory=50 lr=0.1"
+        each[name].add_argument("rows", metavar="METHOD", nargs="+", help=text)
+        _add_run_options(each[name], _stream_in(words or []))
+    for name, module in ELSEWHERE.items():
+        if words is None or name in words[:1]:
+            importlib.import_module(module).add_arguments(each[name])
+    for command in each.values():
+        command.add_argument("--traceback", action="store_true", help="show the whole stack trace of an error")
     return top
 
 
-def add_run_options(command: argparse.ArgumentParser) -> None:
-    default = {f: Options.__dataclass_fields__[f].default for f in Options.__dataclass_fields__}
+def _parser(make, name: str, **more) -> argparse.ArgumentParser:
+    lines = "\n".join(f"  python -m cl_lib {example}" for example in EXAMPLES.get(name, "methods").split(" | "))
+    about = {"formatter_class": argparse.RawDescriptionHelpFormatter, "epilog": f"examples:\n{lines}", **more}
+    return make(*[name] * bool(name), allow_abbrev=False, **about)
 
+
+def _add_run_options(command: argparse.ArgumentParser, kind: str) -> None:
     data = command.add_argument_group("the stream of tasks")
-    data.add_argument("--dataset", default="digits", help=f"one of {', '.join(datasets.NAMES)} (default: digits)")
-    data.add_argument("--stream", default="split", help="split, permuted, rotated or shifted (default: split)")
-    data.add_argument("--scenario", help="task, domain or class (default: class for split, domain otherwise)")
-    data.add_argument("--tasks", type=int, help="how many tasks (default: 5 split, 10 permuted)")
-    data.add_argument("--first", type=int, help="split: classes in a larger first task")
-    data.add_argument("--order", help="split: fixed, per-seed, or the classes in order, such as 3,1,4,0,…")
-    data.add_argument("--per-class", type=int, help="training images a class (default: all)")
-    data.add_argument("--normalise", help="standard, centre or none (default: standard)")
-    data.add_argument("--validation", type=float, help="share of the training images kept for validation")
-    data.add_argument("--augment", action="store_true", help="random crops and flips")
+    known = ", ".join(kinds.KINDS)
+    data.add_argument("--dataset", default=SUPPRESS, help=f"{', '.join(kinds.NAMES)}, or module:name (default: digits)")
+    data.add_argument("--stream", default="split", help=f"{known}, or module:name (default: split)")
+    for of in _stream_options(kind).values():
+        first, told = next(iter(of.values())), {k: _told(option.default) for k, option in of.items()}
+        only = "" if len(of) in (1, len(kinds.KINDS)) and kind in of else f"{', '.join(of)}: "
+        alike = len(set(told.values())) == 1
+        _add(data, first, only, None if alike else ", ".join(f"{d} for {k}" for k, d in told.items() if d))
     data.add_argument(
-        "--data", metavar="DIR", help="where data sets lie (default: $CL_DATA, else data/ of the checkout)"
+        "--data",
+        metavar="DIR",
+        help="where data sets lie (default: $CL_DATA, else data/ of the checkout or the user's cache)",
     )
 
     how = command.add_argument_group("training")
     how.add_argument("--seeds", default="1", help="how many (5 means 0 to 4), or which: 3,4 (default: 1)")
-    how.add_argument("--network", default=default["network"], help="mlp, cnn, homogeneous_mlp, alexnet, resnet18, …")
-    how.add_argument("--hidden", default="100,100", help="widths of the mlp's hidden layers (default: 100,100)")
-    how.add_argument("--epochs", type=int, default=default["epochs"], help="passes over a task (default: %(default)s)")
-    how.add_argument("--batch-size", type=int, default=default["batch_size"], help="(default: %(default)s)")
-    how.add_argument("--lr", type=float, default=default["lr"], help="learning rate (default: %(default)s)")
-    how.add_argument("--optimizer", default=default["optimizer"], help="sgd, adam or adamw (default: sgd)")
-    how.add_argument("--momentum", type=float, default=default["momentum"], help="of sgd (default: %(default)s)")
-    how.add_argument("--weight-decay", type=float, default=default["weight_decay"], help="(default: %(default)s)")
-    how.add_argument("--schedule", help="cosine: the learning rate falls to 0 within each task")
-    how.add_argument("--clip", type=float, help="bound on the gradient's norm")
-    how.add_argument(
-        "--loss-over",
-        default=default["loss_over"],
-        help="rows that the class-incremental loss sees: seen, present or all (default: seen)",
-    )
-    how.add_argument("--dtype", default=default["dtype"], help="float32, float64 or bfloat16 (default: float32)")
-    how.add_argument("--patience", type=int, help="epochs without a better validation accuracy before a seed stops")
-    how.add_argument(
-        "--on-divergence", default=default["on_divergence"], help="raise, or drop the seed (default: raise)"
-    )
+    for option in signatures.options(Options).values():
+        _add(how, option)
     how.add_argument(
         "--set",
         nargs="+",
         action="extend",
         default=[],
         metavar="NAME=VALUE",
-        help="parameters of the method, such as strength=300; one of several methods: ewc.strength=300",
+        help="parameters of all methods that have them; of one of several: ewc.strength=300",
     )
 
     where = command.add_argument_group("where and how")
-    where.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 (default: auto)")
-    where.add_argument(
-        "--seeds-at-once", type=int, help="seeds stacked on the device (default: all on CUDA, 1 on a CPU)"
-    )
-    where.add_argument("--jobs", type=int, default=1, help="processes that share the seeds (default: 1)")
-    where.add_argument("--out", default="results", metavar="DIR", help="where results are kept (default: results)")
-    where.add_argument("--fresh", action="store_true", help="run again what has already finished there")
-    where.add_argument("--figure", metavar="FILE", help="draw the accuracy over the tasks: .png, .svg or .pdf")
-    where.add_argument("--traceback", action="store_true", help="show the whole stack trace of an error")
+    for option in signatures.options(Execution).values():
+        _add(where, option, default="results" if option.name == "out" else None)
+    where.add_argument("--figure", metavar="FILE", help=f"draw the accuracy over the tasks: {', '.join(FIGURES)}")
 
 
-def make_stream(args) -> streams.Stream:
-    if args.stream not in STREAMS:
-        raise suggest(args.stream, STREAMS, "stream")
-    scenario = args.scenario or ("class" if args.stream == "split" else "domain")
-    if scenario not in SCENARIOS:
-        raise suggest(scenario, SCENARIOS, "scenario")
-    names = ["tasks", "per_class", "normalise", "validation", "augment"]
-    only_split = ["first", "order"]
-    asked = {n: getattr(args, n) for n in names + only_split}
-    given = {n: value for n, value in asked.items() if value is not None and value is not False}  # 0 was asked for
-    for name in only_split:
-        if name in given and args.stream != "split":
-            raise InputError(f"--{name} belongs to --stream split; leave it out for {args.stream}.")
-    if isinstance(given.get("order"), str) and given["order"] not in ("fixed", "per-seed"):
-        given["order"] = numbers(given["order"], "--order")
-    if args.stream == "shifted" and "tasks" in given:
-        raise InputError("--tasks does not apply to --stream shifted: its tasks are clean, rotated and noisy.")
-    return getattr(streams, args.stream)(datasets.load(args.dataset, root=args.data), scenario=scenario, **given)
+def _stream_options(kind: str) -> dict[str, dict[str, Option]]:
+    own = {} if kind in kinds.KINDS else {name: {kind: option} for name, option in kinds.options_of(kind).items()}
+    return {**kinds.all_options(), **own}
 
 
-def numbers(text: str, what: str) -> list[int]:
-    try:
-        return [int(part) for part in text.split(",") if part]
-    except ValueError:
-        raise InputError(f"{what} {text!r} is not a list of whole numbers such as 3,4.") from None
+def _add(group, option: Option, before: str = "", default: str | None = None) -> None:
+    """An option of the command line; one that is not given is not in the parsed arguments."""
+    flag, types = "--" + option.name.replace("_", "-"), {kind for kind, _ in bounds.kinds(option.hint)}
+    default = _told(option.default) if default is None else default
+    allowed = "" if str in types else bounds.describe(option.hint, typed=True)
+    notes = "; ".join(filter(None, (allowed, default and f"default: {default}")))
+    about = f"{before}{option.help} ({notes})".replace(" ()", "").replace("%", "%%")
+    if types == {bool}:
+        how = {"action": "store_true"}
+    elif types == {bool, type(None)}:
+        how = {"action": argparse.BooleanOptionalAction}
+    elif bool in types:
+        how = {"nargs": "?", "const": "True", "metavar": "module:name"}
+    else:
+        how = {"metavar": "N" if int in types else "X" if float in types else "…"}
+    group.add_argument(flag, default=SUPPRESS, help=about, **how)
 
 
-def seeds_of(text: str) -> tuple[int, ...]:
-    """``5`` means seeds 0 to 4, ``3,4`` or ``3,`` names them."""
-    given = numbers(text, "--seeds")
-    if "," in text:
-        return tuple(given)
-    if not given or given[0] < 1:
-        raise InputError(f"--seeds {text} names no seed: give how many, 1 or more, or a list such as 3,4.")
-    return tuple(range(given[0]))
+def _told(default) -> str:
+    if isinstance(default, list | tuple):
+        return ",".join(map(str, default))
+    return "" if default is None or default is False else str(default)
 
 
-def settings(pairs: list[str], keys: list[str]) -> dict[str, dict]:
-    """Parameters of each method from ``key.name=value``, for one, or ``name=value``, for all that have it."""
-    out: dict[str, dict] = {key: {} for key in keys}
-    for pair in pairs:
-        name, equals, text = pair.partition("=")
-        if not equals or not name:
-            raise InputError(f"--set {pair!r} is not of the form name=value, such as strength=300.")
-        try:
-            value = ast.literal_eval(text)
-        except (ValueError, SyntaxError):
-            value = text
+def _stream_in(words: list[str]) -> str:
+    """The kind of stream that a command line names: what else it may say depends on it."""
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    first.add_argument("--stream", nargs="?", default="split")
+    return first.parse_known_args(words)[0].stream or "split"
+
+
+# --- what was asked ---------------------------------------------------------------------------------------
+
+
+def value_of(text: str, hint=Any):
+    """What a word of the command line stands for; ``module:name`` where the hint allows no word is what it names."""
+    value = bounds.read(text, hint)
+    return resolve(text) if value == text and is_named(text) and not bounds.allows(hint, text) else value
+
+
+def given(args, options: dict[str, Option]) -> dict[str, Any]:
+    """What the command line says about some options, those that it does not mention left out."""
+    asked = {name: getattr(args, name) for name in options if hasattr(args, name)}
+    return {name: value_of(v, options[name].hint) if isinstance(v, str) else v for name, v in asked.items()}
+
+
+def rows(words: list[str], everywhere: list[str] = ()) -> list[tuple[str, dict[str, Any]]]:
+    """Methods and their settings from words such as ``er memory=50 er memory=500 finetune``.
+
+    ``everywhere`` are settings for every method that has them, or ``er.memory=50`` for one.
+    """
+    found: list[tuple[str, dict[str, Any]]] = []
+    for word in words:
+        if "=" not in word:
+            find_all(word)
+            found.append((word, {}))
+        elif not found:
+            raise InputError(f"{word!r} comes before any method: name the method first, such as er {word}.")
+        else:
+            name, value = setting(word, [found[-1][0]])
+            found[-1][1][name] = value
+    methods = [method for method, _ in found]
+    for word in everywhere:
+        name, value = setting(word, methods)
         owner, dot, rest = name.partition(".")
-        if dot and owner in out:
-            out[owner][rest] = value
-            continue
-        having = [key for key in keys if name in (own := parameter_names(key)) or (owner == "host" and "host" in own)]
-        if not having:
-            known = [
-                *(
-                    parameter_names(keys[0])
-                    if len(keys) == 1
-                    else (f"{k}.{n}" for k in keys for n in parameter_names(k))
-                )
+        concerned = [row for row in found if dot and row[0] == owner]
+        name = rest if concerned else name
+        having = [row for row in found if name in (n := parameter_names(row[0])) or (owner == "host" and "host" in n)]
+        if not concerned and not having:
+            names = [
+                n if len(set(methods)) == 1 else f"{m}.{n}" for m in dict.fromkeys(methods) for n in parameter_names(m)
             ]
-            raise suggest(name, known, f"parameter of {' or '.join(keys)}")
-        for key in having:
-            out[key][name] = value
-    return out
+            raise suggest(name, names, f"parameter of {' or '.join(dict.fromkeys(methods))}")
+        for _, settings in concerned or having:
+            settings.setdefault(name, value)
+    return found
 
 
-def table(results: list[Result]) -> str:
-    """One line a method: mean ± std over the seeds."""
-    rows = {}
-    for result in results:
+def setting(word: str, methods: list[str]) -> tuple[str, Any]:
+    """Name and value from ``name=value``, read as the first of the methods that has such a parameter says."""
+    name, equals, text = word.partition("=")
+    if not equals or not name:
+        raise InputError(f"{word!r} is not of the form name=value, such as strength=300.")
+    last = name.rpartition(".")[2]
+    hints = [bounds.hints(cls) for method in methods for cls in find_all(method)] + [bounds.hints(Options)]
+    return name, value_of(text, next((own[last] for own in hints if last in own), Any))
+
+
+def find_all(method: str) -> list[type]:
+    """The classes of a method, of each part of a sum."""
+    found = map(find, method.split("+"))
+    return [one if isinstance(one, type) else type(one) for one in found]
+
+
+def labels(asked: list[tuple[str, dict]], keys: list[str]) -> list[str]:
+    """A name for each row: its method's key, with its settings where the same method has several rows."""
+    told = [" ".join([key, *(f"{k}={v}" for k, v in s.items())]) for key, (_, s) in zip(keys, asked, strict=True)]
+    names = [key if keys.count(key) == 1 else text for key, text in zip(keys, told, strict=True)]
+    if twice := [name for name in names if names.count(name) > 1]:
+        key = twice[0].split()[0]
+        raise InputError(
+            f"{twice[0]} is asked for twice: give one of them another setting, as in {key} lr=0.01 {key} lr=0.1."
+        )
+    return names
+
+
+# --- running and telling ----------------------------------------------------------------------------------
+
+
+def execute(args) -> None:
+    """``run`` and ``compare``. Whatever can be refused is refused before any data are read."""
+    asked = rows(args.rows, args.set)
+    if args.command == "run" and len(asked) > 1:
+        raise InputError(f"run trains one method, and these are {len(asked)}: use compare.")
+    how = {"out": "results"} | given(args, signatures.options(Execution))
+    Execution(**how)
+    seeds, training = check_seeds(bounds.read(args.seeds)), given(args, signatures.options(Options))
+    made = [separate(method, training | settings) for method, settings in asked]
+    names = labels(asked, [method.key for method, _ in made])
+    if args.figure:
+        check_figure(Path(args.figure))
+
+    told = given(args, {name: next(iter(of.values())) for name, of in _stream_options(args.stream).items()})
+    stream = kinds.make_stream(args.stream, getattr(args, "dataset", None), args.data, **told)
+    results = {
+        name: run(method, stream, seeds=seeds, **how, **vars(options))
+        for name, (method, options) in zip(names, made, strict=True)
+    }
+    print(stream)
+    if args.command == "run":
+        print("\naccuracy on task (column) after learning task (row), mean over seeds")
+        print(pd.DataFrame(metrics.summary(next(iter(results.values())).R).mean).map("{:.3f}".format).to_string())
+    print(f"\n{table(results)}\n\n{caption(results)}\nsaved in {how['out']}")
+    if args.figure:
+        draw(results, args.figure)
+
+
+def table(results: dict[str, Result]) -> str:
+    """One line a result: mean ± std over its seeds."""
+    shown = {"accuracy": "acc", "backward transfer": "bwt", "forgetting": "forgetting"}
+    shown["learning accuracy"] = "learning_accuracy"
+    lines = {}
+    for name, result in results.items():
         summary = result.summary()
-        columns = {"accuracy": "acc", "backward transfer": "bwt", "forgetting": "forgetting"}
-        columns["learning accuracy"] = "learning_accuracy"
-        rows[result.method] = {title: spread(summary.loc[metric]) for title, metric in columns.items()}
-        rows[result.method]["seconds"] = f"{sum(result.seconds.values()):.1f}"
-        rows[result.method]["stored"] = f"{result.stored_bytes['total'] / 1e6:.2f} MB"
-    return pd.DataFrame(rows).T.to_string()
+        lines[name] = {title: spread(summary.loc[metric]) for title, metric in shown.items()}
+        lines[name]["seconds"] = f"{sum(result.seconds.values()):.1f}"
+        lines[name]["stored"] = f"{result.stored_bytes['total'] / 1e6:.2f} MB"
+    return pd.DataFrame(lines).T.to_string()
+
+
+def caption(results: dict[str, Result]) -> str:
+    """What the table's numbers are, and which seeds are not in them."""
+    seeds = next(iter(results.values())).seeds
+    n = len(seeds)
+    told = [f"mean ± standard deviation over n = {n} seeds" if n > 1 else f"n = 1, seed {seeds[0]}: no ±"]
+    told.append("seconds: of all seeds together; stored: what the method keeps for one seed beside its network")
+    for name, result in results.items():
+        if lost := [str(s) for s, R in zip(result.seeds, result.R, strict=True) if np.isnan(R[-1]).all()]:
+            which = f"seed{'s' * (len(lost) > 1)} {', '.join(lost)}"
+            told.append(f"{name}: n = {n - len(lost)}, without {which}, dropped: the loss was no longer finite")
+    return "\n".join(told)
 
 
 def spread(metric: pd.Series) -> str:
@@ -220,50 +299,14 @@ def spread(metric: pd.Series) -> str:
     return "–" if "nan" in text else text
 
 
-def execute(args) -> None:
-    keys = [args.method] if args.command == "run" else args.methods
-    for part in "+".join(keys).split("+"):
-        if part not in registry():
-            raise suggest(part, registry(), "method")
-    own = settings(args.set, keys)
-    stream = make_stream(args)
-    options = {
-        name: getattr(args, name)
-        for name in (
-            "network",
-            "epochs",
-            "batch_size",
-            "lr",
-            "optimizer",
-            "momentum",
-            "weight_decay",
-            "schedule",
-            "clip",
-            "loss_over",
-            "dtype",
-            "patience",
-            "on_divergence",
-            "device",
-            "seeds_at_once",
-            "jobs",
-            "out",
-            "fresh",
-        )
-    }
-    options |= {"hidden": tuple(numbers(args.hidden, "--hidden")), "seeds": seeds_of(args.seeds)}
-    results = [run(key, stream, **options, **own[key]) for key in keys]
-
-    print(stream)
-    if args.command == "run":
-        mean = results[0].R.mean(0)
-        print("\naccuracy on task (column) after learning task (row), mean over seeds")
-        print(pd.DataFrame(mean).map("{:.3f}".format).to_string())
-    print(f"\n{table(results)}\n\nsaved in {args.out}")
-    if args.figure:
-        draw(results, args.figure)
+def check_figure(path: Path) -> None:
+    """Refuse a place where no figure can be drawn, before anything runs."""
+    if path.is_dir() or path.suffix not in FIGURES:
+        raise InputError(f"--figure {path} is no file to draw to: give a name that ends in {' or '.join(FIGURES)}.")
+    writable(path.parent)
 
 
-def draw(results: list[Result], path: str) -> None:
+def draw(results: dict[str, Result], path: str) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
@@ -272,10 +315,8 @@ def draw(results: list[Result], path: str) -> None:
     axes = plotting.curves(results)
     try:
         axes.figure.savefig(path, dpi=200, bbox_inches="tight")
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"--figure {path} cannot be written ({error}): choose another place, or .png, .svg, .pdf."
-        ) from None
+    except OSError as error:
+        raise InputError(f"--figure {path} cannot be written ({error}): choose another place.") from None
     print(f"drawn in {path}")
 
 
@@ -293,23 +334,27 @@ def list_methods(as_json: bool) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Exit status: 0 done, 1 a run that failed, 2 bad input."""
-    args = parser().parse_args(argv)
+    words = list(sys.argv[1:] if argv is None else argv)
+    command = next(iter(words), "")
     try:
-        if args.command == "notebook":
-            return notebooks.command(args)
-        if args.command == "study":
-            return grids.command(args)
-        if args.command == "methods":
+        if command and not command.startswith("-") and command not in COMMANDS:
+            raise suggest(command, COMMANDS, "command")
+        args = parser(words).parse_args(words)
+        if command in ELSEWHERE:
+            return importlib.import_module(ELSEWHERE[command]).command(args)
+        if command == "methods":
             list_methods(args.json)
         else:
             execute(args)
         return 0
     except Exception as error:
-        if getattr(args, "traceback", False):
+        if isinstance(error, ModuleNotFoundError):
+            error = missing(error, f"`python -m cl_lib {command}`") or error
+        if "--traceback" in words:
             raise
         expected = isinstance(error, InputError | Diverged | OSError | RuntimeError)
         what = error if expected else f"{type(error).__name__}: {error} (--traceback shows where)"
-        print(f"\nerror: {what}", file=sys.stderr)
+        print(f"error: {what}", file=sys.stderr)
         return 2 if isinstance(error, InputError) else 1
     except KeyboardInterrupt:
         print("\nstopped; finished tasks are kept, the same command goes on from there", file=sys.stderr)

@@ -8,7 +8,7 @@ import pytest
 import cl_lib
 
 HOUSE = Path(cl_lib.__file__).parent
-GROUND = ["errors", "files", "search", "seeds", "identity", "bounds", "naming", "_torchvision"]
+GROUND = ["errors", "files", "search", "seeds", "identity", "bounds", "naming", "signatures", "_torchvision"]
 #: each room, and what it may look into besides itself and the ground
 MAY = {
     "data": [],

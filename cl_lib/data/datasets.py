@@ -137,11 +137,14 @@ class Dataset:
 def data_root(root: str | os.PathLike | None = None) -> Path:
     """The folder that data sets are under: `root`, else `$CL_DATA`, else `data/` of the checkout.
 
-    Raises InputError if a folder that was asked for does not exist.
+    Where the library is installed and no checkout is there, it is `cl_lib` in the user's cache: `$XDG_CACHE_HOME`, else
+    `~/.cache`. Raises InputError if a folder that was asked for does not exist.
     """
     asked = root or os.environ.get("CL_DATA")
     if not asked:
-        return Path(__file__).resolve().parents[2] / "data"
+        above = Path(__file__).resolve().parents[2]
+        cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        return above / "data" if (above / "pyproject.toml").is_file() else Path(cache) / "cl_lib"
     folder = Path(asked).expanduser().resolve()
     if not folder.is_dir():
         source = "root= (--data)" if root else "the environment variable CL_DATA"

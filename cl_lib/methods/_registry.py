@@ -9,6 +9,7 @@ import sys
 from cl_lib.bounds import check_fields
 from cl_lib.errors import InputError, suggest
 from cl_lib.methods._base import REGISTERED, Method, fields_of
+from cl_lib.naming import is_named, resolve
 
 PACKAGE = __name__.rpartition(".")[0]
 
@@ -21,22 +22,32 @@ def registry() -> dict[str, type[Method]]:
     return dict(sorted(REGISTERED.items()))
 
 
+def find(name: str) -> type[Method]:
+    """The method of a registry key, or of ``module:Name``. Raises ``InputError`` for a name that is none."""
+    if is_named(name):
+        found = resolve(name)
+        if not isinstance(found, Method) and not (inspect.isclass(found) and issubclass(found, Method)):
+            raise InputError(f"{name} is no method: derive the class from cl_lib.Method.")
+        return found
+    known = registry()
+    if name not in known:
+        raise suggest(name, known, "method")
+    return known[name]
+
+
 def make(method, **parameters) -> Method:
-    """The method object for a registry key, a class or an object, with the given parameters.
+    """The method object for a registry key, ``module:Name``, a class or an object, with the given parameters.
 
     ``"er+lwf"`` is a sum; the parameters of its parts are named ``**{"lwf.strength": 2}``, or plainly where one
     part alone has them. A wrapper's host is named by ``host="ewc"`` and its parameters by ``host.strength``.
     Raises ``InputError`` for an unknown key or parameter, naming the nearest right one.
     """
     if isinstance(method, str) and "+" in method:
-        keys = method.split("+")
+        keys = [find(part).key for part in method.split("+")]
         shares = share_out(keys, parameters)
         return sum((make(key, **shares[key]) for key in keys[1:]), start=make(keys[0], **shares[keys[0]]))
     if isinstance(method, str):
-        known = registry()
-        if method not in known:
-            raise suggest(method, known, "method")
-        method = known[method]
+        method = find(method)
     if isinstance(method, Method):
         if not parameters:
             return method
@@ -89,9 +100,9 @@ def check_parameters(method: Method) -> None:
 
 def parameter_names(method) -> list[str]:
     """What :func:`make` takes for a method: the names of its parameters; for a sum also ``key.name`` of its parts."""
-    keys = method.split("+") if isinstance(method, str) else [method]
-    classes = [registry()[k] if isinstance(k, str) else k if isinstance(k, type) else type(k) for k in keys]
-    each = [list(fields_of(cls)) for cls in classes]
+    parts = [find(part) for part in method.split("+")] if isinstance(method, str) else [method]
+    classes = [part if isinstance(part, type) else type(part) for part in parts]
+    keys, each = [cls.key for cls in classes], [list(fields_of(cls)) for cls in classes]
     names = [name for own in each for name in own]
     if len(keys) == 1:
         return names

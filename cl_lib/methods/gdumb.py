@@ -68,6 +68,7 @@ class GDumb(Method):
         options = dataclasses.replace(
             learner.options, epochs=self.passes, optimizer="sgd", lr=self.top_rate, momentum=0.9, weight_decay=1e-6,
             clip=10.0, schedule=lambda optimizer: LambdaLR(optimizer, self.share_of_top_rate), patience=None,
+            groups=None,
         )  # fmt: skip
         learner.train(list(range(task + 1)), joined=joined, alone=True, options=options)
 

@@ -18,20 +18,17 @@ import torch
 import yaml
 
 from cl_lib import search
-from cl_lib.data import datasets, streams
+from cl_lib.data import kinds
 from cl_lib.errors import Diverged, InputError, suggest
 from cl_lib.files import replacing, writable
 from cl_lib.identity import provenance
+from cl_lib.naming import is_named
 from cl_lib.training.learner import Learner
+from cl_lib.training.progress import Countdown
 from cl_lib.training.request import separate
 from cl_lib.training.runs import run
 
 MEASURED = ("acc", "bwt", "forgetting", "learning_accuracy")
-STREAMS = ("split", "permuted", "rotated", "shifted")
-OF_STREAM = (
-    "tasks", "scenario", "order", "first", "per_class", "normalise", "validation", "augment", "angles", "shifts",
-    "identity_first",
-)  # fmt: skip
 SEARCH = {"trials": 100, "validation": 0.1, "seed": 1000}
 
 
@@ -68,18 +65,27 @@ def ranges(cell: dict) -> dict:
     return {name: value for name, value in cell.items() if search.is_range(value)}
 
 
+def parts(cell: dict) -> tuple[str, tuple[str, str | None], dict, dict]:
+    """A run's method, its kind of stream and data set, the stream's options, and the other settings."""
+    kind = cell.get("stream", "split")
+    known = {*kinds.all_options(), *kinds.options_of(kind)}
+    about = {name: value for name, value in cell.items() if name in known}
+    others = {k: v for k, v in cell.items() if k not in about and k not in ("method", "dataset", "stream")}
+    return cell["method"], (kind, cell.get("dataset")), about, others
+
+
 def check(cell: dict) -> None:
     """Refuse a run that cannot be meant, before any data are read."""
     fixed = {k: next(iter(v.values()))[0] if search.is_range(v) else v for k, v in cell.items()}
-    for name in ("method", "dataset"):
+    own_stream = is_named(fixed.get("stream"))
+    for name in ("method", *["dataset"] * (not own_stream)):
         if name not in fixed:
             raise InputError(f"A run without a {name}: {cell}. Give it `{name}:` in the file.")
-    if fixed["dataset"] not in datasets.NAMES:
-        raise suggest(fixed["dataset"], datasets.NAMES, "dataset")
-    if (stream := fixed.get("stream", "split")) not in STREAMS:
-        raise suggest(stream, STREAMS, "stream")
-    apart = ("method", "dataset", "stream", *OF_STREAM)
-    separate(fixed["method"], {k: v for k, v in fixed.items() if k not in apart})
+    method, (kind, dataset), about, settings = parts(fixed)
+    if not own_stream and not is_named(dataset) and dataset not in kinds.NAMES:
+        raise suggest(dataset, kinds.NAMES, "dataset")
+    kinds.refuse_unknown(kind, about)
+    separate(method, settings)
 
 
 # --- running ----------------------------------------------------------------------------------------------
@@ -109,10 +115,12 @@ def run_study(path, study: str, out, seeds=None, device="auto", root=None, repor
 
     how = SEARCH | about.get("search", {}) | {"place": str(place.with_suffix(".trials"))}
     chosen, unknown = {}, {_name(cell): cell for cell, _ in todo if ranges(cell)}
+    searches = Countdown(len(unknown))
     for name, best in workers(joblib.delayed(_searched)(cell, how, device, root, alone) for cell in unknown.values()):
         chosen[name] = best
-        report(f"searched  {_told(unknown[name], grid)}  {best}")
+        report(f"searched  {_told(unknown[name], grid)}  {best}  [{searches.one()}]")
 
+    runs_left = Countdown(len(todo))
     for cell, seed, row in workers(
         joblib.delayed(_measured)(cell, chosen.get(_name(cell), {}), seed, device, root, alone) for cell, seed in todo
     ):
@@ -122,7 +130,7 @@ def run_study(path, study: str, out, seeds=None, device="auto", root=None, repor
             origin = json.dumps(provenance() | {"grid": Path(path).name, "study": study})
             temporary.write_text(f'{{"provenance": {origin},\n"rows": [\n{lines}\n]}}\n', "utf-8")
         told = row.get("error") or f"acc {row['acc']:.3f}  bwt {row['bwt']:.3f}  {row['seconds']:.0f} s"
-        report(f"seed {seed}  {_told(cell, grid)}  {told}")
+        report(f"seed {seed}  {_told(cell, grid)}  {told}  [{runs_left.one()}]")
     return place
 
 
@@ -138,10 +146,8 @@ def _prepared(cell: dict, root, alone: bool, **changes):
     """A run's method, stream and options."""
     if not alone:
         torch.set_num_threads(1)
-    cell = {**cell, **changes}
-    method, data = cell.pop("method"), datasets.load(cell.pop("dataset"), root=root)
-    kind = getattr(streams, cell.pop("stream", "split"))
-    return method, kind(data, **{name: cell.pop(name) for name in OF_STREAM if name in cell}), cell
+    method, source, about, options = parts({**cell, **changes})
+    return method, kinds.make_stream(*source, root, **about), options
 
 
 def _searched(cell: dict, how: dict, device, root, alone: bool) -> tuple[str, dict]:

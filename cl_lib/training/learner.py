@@ -19,13 +19,13 @@ from torch.func import vmap
 from torch.utils import _pytree as pytree
 
 from cl_lib.errors import Diverged, InputError, PoorPairing
-from cl_lib.identity import plain, provenance
+from cl_lib.identity import provenance
 from cl_lib.methods._base import Growth
 from cl_lib.methods._registry import from_config
 from cl_lib.nets.dropout import stackable
 from cl_lib.nets.net import Net
 from cl_lib.results.result import Result
-from cl_lib.seeds import Bag, generator, placed, stack_padded
+from cl_lib.seeds import Bag, generator, padded, placed, stack_padded
 from cl_lib.training import callbacks as watching
 from cl_lib.training import evaluation
 from cl_lib.training.batch import Samples
@@ -36,14 +36,14 @@ from cl_lib.training.options import DTYPES, Options
 from cl_lib.training.progress import Progress
 from cl_lib.training.records import Records, bytes_of
 from cl_lib.training.request import (
+    Execution,
     check_seeds,
     check_stream,
     configuration,
     initial_network,
-    pick_device,
     reached,
     separate,
-)  # fmt: skip
+)
 from cl_lib.training.rows import Rows
 from cl_lib.training.task import Task
 
@@ -75,12 +75,12 @@ class Learner:
         self.method, self.options = separate(method, options)
         check_stream(stream)
         self.seeds = check_seeds(seeds)
-        self.device = pick_device(device)
+        self.device = Execution(device, seeds_at_once, progress=progress, capture=capture).place
         self.stream = stream.to(self.device)
         self.callbacks = watching.check(callbacks)
         self.method.refuse_unless_served(stream.scenario)
         if not stream.boundaries:
-            refuse_if_told(self.method, stream)
+            refuse_if_told(self.method, stream, self.options)
         if stream.scenario in self.method.poor:
             warnings.warn(
                 f"{self.method.key} in {stream.scenario}-incremental learning: {self.method.poor[stream.scenario]}",
@@ -92,10 +92,11 @@ class Learner:
         half = self.options.dtype == "bfloat16"
         self.dtype = torch.float32 if half else DTYPES[self.options.dtype]
         self.capture = self.device.type == "cuda" if capture is None else capture
-        self.progress = Progress(self.method.key, stream, self.options.epochs, progress)
+        self.progress = Progress(self.method.key, stream, self.options.epochs, progress, self.seeds)
 
         self.rows = Rows(self.stream, self.options.loss_over, self.device)
-        self.networks = Networks(self._models(), self.device, self.dtype, half)
+        keep = self.options.optimizer_state == "keep" or not stream.boundaries
+        self.networks = Networks(self._models(), self.device, self.dtype, half, keep)
         stacked = self._stackable(seeds_at_once)
         self.seeds_at_once = seeds_at_once or (len(self.seeds) if stacked and self.device.type == "cuda" else 1)
         self.generators = {
@@ -163,8 +164,6 @@ class Learner:
         reason = stackable(self.module)
         if reason is None and not self.method.stacked:
             reason = f"{self.method.key} trains each seed in a loop of its own"
-        if wanted is not None and (type(plain(wanted)) is not int or wanted < 1):
-            raise InputError(f"seeds_at_once={wanted!r} must be a whole number of seeds, 1 or more.")
         several = len(self.seeds) > 1 and (self.device.type == "cuda" if wanted is None else wanted > 1)
         if reason is None and several:
             reason = self._refused_by_vmap()
@@ -259,12 +258,13 @@ class Learner:
                 options.batch_size, epochs, joined, alone, shared,
             )  # fmt: skip
             accuracy = functools.partial(self._validated, tasks)
+            steps = {i: epochs * samples.steps(i) for i in group}
             with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
                 # what a network draws from torch's global generator is the seed's own too
                 torch.manual_seed(generator(self.seeds[group[0]], f"global {self.met}").initial_seed())
                 Loop(
                     self, self.method, self.networks, self.state, samples, group, options, epochs,
-                    _Told(self, tasks[-1], options, recorded), accuracy, stop, self.capture,
+                    _Told(self, tasks[-1], options, recorded, steps), accuracy, stop, self.capture,
                 ).run()  # fmt: skip
 
     # --- tasks that were not known ------------------------------------------------------------------------
@@ -298,8 +298,13 @@ class Learner:
             module, tensors = with_rows(module, tensors, more, self.random(purpose=f"rows {stream.outputs}"))
         after = {name: tensors[name].shape[1:] for name in before}
         growth = Growth((self.stream.tasks, stream.tasks), (self.stream.outputs, stream.outputs), before, after)
-        self.state = self.method.grow(self.state, growth)
+        self.state, moments = self.method.grow(self.state, growth), self.networks.moments
         self.rebuild(module, tensors)
+        if moments:
+            size = lambda name, t: (len(t), *(after[name] if t.shape[1:] == before[name] else t.shape[1:]))
+            self.networks.moments = Bag(
+                {n: Bag({k: padded(t, size(n, t)) for k, t in known.items()}) for n, known in moments.items()}
+            )
         self.stream, self.rows = stream, Rows(stream, self.options.loss_over, self.device)
         self.records.widen(stream.tasks, stream.outputs)
         self.progress.tasks = stream.tasks
@@ -390,7 +395,7 @@ class Learner:
 
     def report(self, task: int, what: str, step: int, steps: int, loss) -> None:
         """Show how far other work than training has come."""
-        self.progress.reconstruct(task, step, steps, loss)
+        self.progress.report(task, what, step, steps, loss)
 
     def tell(self, hook: str, task: int, epoch: int, step: int, positions: tuple[int, ...], loss) -> None:
         """Tell the callbacks where training stands."""
@@ -429,7 +434,7 @@ class Learner:
     def _kept(self) -> Bag:
         """What a result holds beside the weights, on the host."""
         kept = self.state_dict()
-        kept = Bag(state=kept.state, random=kept.random, active=kept.active)
+        kept = Bag({name: kept[name] for name in ("state", "random", "active", "moments") if name in kept})
         mean, std = self.stream.normalisation
         each = lambda t: t.expand(len(self.seeds), *t.shape).contiguous()
         kept.normalise = Bag(mean=each(mean), std=each(std))
@@ -445,6 +450,8 @@ class Learner:
         active = torch.zeros(len(self.seeds), dtype=torch.bool)
         active[self.active] = True
         tensors = Bag(params=Bag(self.params), buffers=Bag(self.buffers), state=self.state, random=Bag(random))
+        if self.networks.moments:
+            tensors.moments = self.networks.moments
         return Bag(
             pytree.tree_map(torch.clone, tensors),
             records=self.records.state_dict(),
@@ -463,12 +470,14 @@ class Learner:
             purpose, _, owner = name.partition(":")
             for g, state in zip(self.random(None, purpose, owner), states, strict=True):
                 g.set_state(state.cpu().clone())
+        if self.networks.moments is not None:
+            self.networks.moments = placed(kept.get("moments", Bag()), self.device)
         self.records.load_state_dict(kept.records)
         self.active = kept.active.nonzero().flatten().tolist()
         self.done = self.met = int(kept.done)
 
 
-def refuse_if_told(method, stream) -> None:
+def refuse_if_told(method, stream, options: Options) -> None:
     """Refuse what has to know where a task begins or ends on a stream that does not say it."""
     asked = [hook for hook in ("before_task", "after_task", "fit") if method.has(hook)]
     if asked:
@@ -476,6 +485,8 @@ def refuse_if_told(method, stream) -> None:
             f"{method.key} has to be told where a task begins or ends ({', '.join(asked)}), and this stream was made "
             "with boundaries=False: choose a method that is not, such as er, der or upgd, or boundaries=True."
         )
+    if options.schedule is not None:
+        raise InputError("A schedule begins anew with each task, so boundaries=False contradicts it: leave it out.")
     if stream.scenario == "task":
         raise InputError(
             "Task-incremental learning tells the task of every sample, so boundaries=False contradicts it: choose "
@@ -486,12 +497,14 @@ def refuse_if_told(method, stream) -> None:
 class _Told:
     """What a training loop tells the learner: kept, shown, and passed on to callbacks."""
 
-    def __init__(self, learner: Learner, task: int, options: Options, recorded: bool):
-        self.learner, self.task, self.options, self.recorded, self.steps = learner, task, options, recorded, 0
+    def __init__(self, learner: Learner, task: int, options: Options, recorded: bool, planned: dict[int, int]):
+        self.learner, self.task, self.options, self.recorded = learner, task, options, recorded
+        self.planned, self.steps = planned, 0
 
     def step(self, batch, loss: Tensor) -> None:
         learner = self.learner
         self.steps += 1
+        learner.progress.step(self.task, batch.epoch, batch.positions, self.planned)
         if learner.on_step is not None:
             learner.on_step(learner, batch)
         learner.tell("on_step", self.task, batch.epoch, self.steps, batch.positions, loss)

@@ -51,8 +51,10 @@ class Loop:
         self.learner, self.method, self.networks, self.state, self.samples = learner, method, networks, state, samples
         self.running, self.options, self.epochs, self.told = tuple(group), options, epochs, told
         self.accuracy, self.stop, self.capture = accuracy, stop, capture
-        leaves = [leaf for i in group for leaf in networks.leaves[i].values()]
-        self.optimizer = options.make_optimizer(leaves, capturable=capture)
+        named = [pair for i in group for pair in networks.leaves[i].items()]
+        self.optimizer = options.make_optimizer([leaf for _, leaf in named], capture, [name for name, _ in named])
+        if networks.moments is not None:
+            networks.remember(self.optimizer, group)
         self.schedule = options.make_schedule(self.optimizer, epochs)
         self.steps: dict = {}
         self.best: dict = {}
@@ -66,6 +68,8 @@ class Loop:
             if not self.running:
                 break
         self._take_best()
+        if self.networks.moments is not None:
+            self.networks.keep(self.optimizer, tuple(self.samples.pools))
         for i in self.running:
             if not self.networks.finite(i):
                 step = self.samples.steps(i) - 1

@@ -9,7 +9,7 @@ from torch.utils import _pytree as pytree
 
 from cl_lib.errors import InputError
 from cl_lib.nets.net import Net, head_of
-from cl_lib.seeds import take
+from cl_lib.seeds import Bag, take
 
 
 class Networks:
@@ -21,10 +21,13 @@ class Networks:
         models: one module a seed, of equal shapes; the first supplies the code of all.
         dtype: of floating-point tensors.
         half: whether forward passes run in bfloat16 under autocast.
+        keep: whether what the optimiser knows of each parameter is kept from one training to the next, in ``moments``,
+            ``[S, …]`` by parameter and name; None where it is not.
     """
 
-    def __init__(self, models: list[nn.Module], device: torch.device, dtype: torch.dtype, half: bool = False):
+    def __init__(self, models, device: torch.device, dtype: torch.dtype, half: bool = False, keep: bool = False):
         self.device, self.dtype, self.half = device, dtype, half
+        self.moments: Bag | None = Bag() if keep else None
         self.place(models)
 
     def place(self, models: list[nn.Module]) -> None:
@@ -42,7 +45,24 @@ class Networks:
         self.params = {k: t for k, t in placed.items() if k in trained}
         self.buffers = {k: t for k, t in placed.items() if k not in trained}
         seeds = range(len(next(iter(placed.values()))))
+        if self.moments is not None:
+            self.moments = Bag()
         self.leaves = [{k: p[i].detach().requires_grad_() for k, p in self.params.items()} for i in seeds]
+
+    def remember(self, optimizer, group: tuple[int, ...]) -> None:
+        """Give an optimiser what an earlier one knew; zeros are what a new one begins with."""
+        for name, known in self.moments.items():
+            for i in group:
+                optimizer.state[self.leaves[i][name]].update({k: t[i].clone() for k, t in known.items()})
+
+    def keep(self, optimizer, group: tuple[int, ...]) -> None:
+        """Keep what an optimiser knows, ``[S, …]``."""
+        for i in group:
+            for name, leaf in self.leaves[i].items():
+                for key, t in optimizer.state[leaf].items():
+                    if isinstance(t, Tensor):
+                        kept = self.moments.setdefault(name, Bag())
+                        kept.setdefault(key, t.new_zeros(len(self.leaves), *t.shape))[i] = t
 
     def autocast(self):
         """The context in which forward passes run."""

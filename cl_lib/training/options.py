@@ -1,89 +1,142 @@
 """How to train: every setting that decides a run's numbers, apart from method, stream and seeds."""
 
 import dataclasses
+import fnmatch
+import functools
+import inspect
+import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Annotated, Literal
 
 import torch
 from torch import nn
 
+from cl_lib.bounds import BelowOne, Count, Natural, NonNegative, check, check_fields, told
 from cl_lib.errors import InputError, suggest
 from cl_lib.identity import identify, plain
+from cl_lib.naming import is_named, resolve
+from cl_lib.nets.networks import NETWORKS
 
 OPTIMIZERS = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
+A_RUN = "A run"  # who cannot use a value, in the sentences that refuse one
+FIRST = 14  # so many options name every stored run; one that is added after them names a run only where it is set
 
 
 @dataclass(frozen=True)
 class Options:
     """The settings of a training run; raises ``InputError`` at a value that cannot be meant.
 
-    ``schedule`` is ``None``, ``"cosine"``, ``{"milestones": [35, 45], "gamma": 0.1}`` (epochs) or a function
+    This is the one place where they stand: ``run``, ``Learner``, the command line and studies read them here.
+
+    ``network`` is a name, ``module:name`` of one of your own, a module, or a function ``()`` or
+    ``(shape, outputs)`` that makes one. ``schedule`` is ``None``, ``"cosine"``,
+    ``{"milestones": [35, 45], "gamma": 0.1}`` (epochs) or a function
     optimizer -> ``torch.optim.lr_scheduler``; each task gets a fresh optimiser and schedule. ``clip`` bounds
     the norm of each seed's gradient. ``loss_over`` says which output rows the class-incremental loss sees:
     those of all ``"seen"`` classes, of the ``"present"`` task, or ``"all"``. ``dtype="bfloat16"`` computes
     the forward pass under autocast and keeps the parameters in float32. ``patience`` stops a seed after that
     many epochs without a better validation accuracy and takes its best weights back.
     ``on_divergence="drop"`` records a seed whose loss is no longer finite as NaN and lets the others finish.
+    ``groups`` gives some parameters other settings of the optimiser, by patterns of their names, the first that fits:
+    ``{"head.*": {"lr": 0.001}, "*.bias": {"weight_decay": 0.0}}``. ``optimizer_state="keep"`` carries moments and step
+    counts from task to task, and starts the schedule anew in each.
     """
 
-    network: str | nn.Module | Callable = "mlp"
-    hidden: tuple[int, ...] = (100, 100)
-    epochs: int = 5
-    batch_size: int = 10
-    lr: float = 0.01
-    optimizer: str | Callable = "sgd"
-    momentum: float = 0.0
-    weight_decay: float = 0.0
-    schedule: str | dict | Callable | None = None
-    clip: float | None = None
-    loss_over: str = "seen"
-    dtype: str = "float32"
-    patience: int | None = None
-    on_divergence: str = "raise"
+    network: Annotated[Literal[*NETWORKS] | nn.Module | Callable, "one of these, or one of your own as module:name"] = (
+        "mlp"
+    )
+    hidden: Annotated[tuple[Count, ...], "widths of an mlp's hidden layers, such as 400,400"] = (100, 100)
+    epochs: Annotated[Count, "passes over a task"] = 5
+    batch_size: Annotated[Count, "images in a step"] = 10
+    lr: Annotated[NonNegative, "learning rate"] = 0.01
+    optimizer: Annotated[Literal[*OPTIMIZERS] | Callable, "what takes the steps"] = "sgd"
+    momentum: Annotated[BelowOne, "of sgd"] = 0.0
+    weight_decay: Annotated[NonNegative, "pull of the weights towards 0"] = 0.0
+    schedule: Annotated[
+        Literal["cosine"] | dict | Callable | None,
+        "of lr within a task: cosine falls to 0; or, quoted, {'milestones': [35, 45], 'gamma': 0.1}",
+    ] = None
+    clip: Annotated[NonNegative | None, "bound on the norm of the gradient"] = None
+    loss_over: Annotated[Literal["seen", "present", "all"], "rows that the class-incremental loss sees"] = "seen"
+    dtype: Annotated[Literal[*DTYPES], "numbers to compute with"] = "float32"
+    patience: Annotated[Count | None, "epochs without a better validation accuracy before a seed stops"] = None
+    on_divergence: Annotated[Literal["raise", "drop"], "stop, or go on without a seed whose loss is not finite"] = (
+        "raise"
+    )
+    groups: Annotated[dict | None, "quoted, other settings by parameter names: {'head.*': {'lr': 0.001}}"] = None
+    optimizer_state: Annotated[Literal["new", "keep"], "moments and step counts at the start of a task"] = "new"
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
             object.__setattr__(self, field.name, plain(getattr(self, field.name)))
-        given = self.hidden
-        object.__setattr__(self, "hidden", tuple(given) if isinstance(given, Iterable) else (given,))
-        if any(type(width) is not int or width < 1 for width in self.hidden):
-            raise InputError(f"hidden={given!r} must be widths of layers, whole numbers of 1 or more.")
-        for name, low in (("epochs", 1), ("batch_size", 1), ("patience", 1)):
-            value = getattr(self, name)
-            optional = Options.__dataclass_fields__[name].default is None and value is None
-            if not optional and (type(value) is not int or value < low):
-                raise InputError(f"{name}={value!r} must be a whole number, {low} or more.")
-        for name, low in (("lr", 0), ("momentum", 0), ("weight_decay", 0), ("clip", 0)):
-            value = getattr(self, name)
-            optional = Options.__dataclass_fields__[name].default is None and value is None
-            if not optional and not (type(value) in (int, float) and low <= value < float("inf")):
-                raise InputError(f"{name}={value!r} must be a finite number, {low} or more.")
-        for name, known in (
-            ("loss_over", ("seen", "present", "all")),
-            ("dtype", DTYPES),
-            ("on_divergence", ("raise", "drop")),
-        ):
-            if getattr(self, name) not in list(known):
-                raise suggest(getattr(self, name), known, name)
-        if not callable(self.optimizer) and self.optimizer not in list(OPTIMIZERS):
-            raise suggest(self.optimizer, OPTIMIZERS, "optimizer")
-        if self.momentum and self.optimizer in ("adam", "adamw"):
-            raise InputError(f"momentum={self.momentum} belongs to sgd; {self.optimizer} has its own: leave it out.")
+        widths = (
+            self.hidden if isinstance(self.hidden, Iterable) and not isinstance(self.hidden, str) else (self.hidden,)
+        )
+        object.__setattr__(self, "hidden", tuple(widths))
+        if is_named(self.network):
+            object.__setattr__(self, "network", resolve(self.network))
+        check_fields(self, A_RUN)
+        if self.momentum and self.optimizer != "sgd":
+            whose = "a function" if callable(self.optimizer) else self.optimizer
+            raise InputError(f"momentum={self.momentum} belongs to sgd; {whose} has its own: leave it out.")
         if isinstance(self.schedule, dict):
-            if "milestones" not in self.schedule or {*self.schedule} - {"milestones", "gamma"}:
-                raise InputError(
-                    f'schedule={self.schedule} needs "milestones", the epochs at which lr is multiplied by "gamma", '
-                    "and takes nothing else."
-                )
-        elif self.schedule not in (None, "cosine") and not callable(self.schedule):
-            raise suggest(self.schedule, ["cosine"], "schedule")
+            self._check_milestones()
+        if self.groups is not None:
+            self._check_groups()
+        for name in ("lr", "clip"):
+            if getattr(self, name) == 0:
+                _warn(f"{name}=0: nothing will be learned.")
 
-    def make_optimizer(self, parameters: list, capturable: bool) -> torch.optim.Optimizer:
-        """A fresh optimiser over leaf tensors; with ``capturable`` its step can stand in a CUDA graph."""
+    def _check_milestones(self) -> None:
+        given = self.schedule
+        if "milestones" not in given or {*given} - {"milestones", "gamma"}:
+            raise InputError(
+                f'schedule={given} needs "milestones", the epochs at which lr is multiplied by "gamma", '
+                "and takes nothing else."
+            )
+        check("schedule['milestones']", given["milestones"], tuple[Natural, ...], A_RUN)
+        check("schedule['gamma']", given.get("gamma", 0.1), NonNegative, A_RUN, 0.1)
+        if all(epoch >= self.epochs for epoch in given["milestones"]):
+            _warn(f"schedule={given} changes nothing within {self.epochs} epochs.")
+
+    def _check_groups(self) -> None:
         if callable(self.optimizer):
-            return self.optimizer(parameters)
-        lr = torch.tensor(self.lr, device=parameters[0].device) if capturable else self.lr
+            raise InputError("groups belongs to the optimisers that have a name here: let your function make its own.")
+        known = {"lr": NonNegative, "weight_decay": NonNegative}
+        known |= {"momentum": BelowOne} if self.optimizer == "sgd" else {}
+        for pattern, settings in self.groups.items():
+            check(f"groups[{pattern!r}]", settings, dict, A_RUN)
+            for name, value in settings.items():
+                if name not in known:
+                    raise suggest(name, known, f"setting of {self.optimizer} for groups")
+                check(f"groups[{pattern!r}][{name!r}]", value, known[name], A_RUN)
+
+    def grouped(self, parameters: list, names: list[str]) -> list:
+        """Parameters as the optimiser takes them, those that a pattern of ``groups`` names with its settings.
+
+        Raises InputError for a pattern that names none.
+        """
+        if not self.groups:
+            return parameters
+        patterns = {None: {}} | self.groups
+        of = [next((p for p in self.groups if fnmatch.fnmatchcase(name, p)), None) for name in names]
+        found = {pattern: [t for t, own in zip(parameters, of, strict=True) if own == pattern] for pattern in patterns}
+        for pattern in self.groups:
+            if not any(fnmatch.fnmatchcase(name, pattern) for name in names):
+                raise suggest(pattern, names, "pattern of parameter names")
+        return [{"params": tensors, **patterns[pattern]} for pattern, tensors in found.items() if tensors]
+
+    def make_optimizer(self, parameters: list, capturable: bool, names: list[str]) -> torch.optim.Optimizer:
+        """A fresh optimiser over leaf tensors of these names; with ``capturable`` its step can stand in a CUDA graph.
+
+        Raises InputError for a pattern of ``groups`` that names none, and for a function that makes no optimiser.
+        """
+        if callable(self.optimizer):
+            return _usable(self.optimizer(parameters))
+        parameters, of = self.grouped(parameters, names), parameters
+        lr = torch.tensor(self.lr, device=of[0].device) if capturable else self.lr
         more = {"momentum": self.momentum} if self.optimizer == "sgd" else {"fused": True}
         return OPTIMIZERS[self.optimizer](parameters, lr=lr, weight_decay=self.weight_decay, **more)
 
@@ -93,11 +146,36 @@ class Options:
         if self.schedule is None:
             return None
         if callable(self.schedule):
-            return self.schedule(optimizer)
+            schedule = self.schedule(optimizer)
+            if not callable(getattr(schedule, "step", None)):
+                raise InputError(f"schedule gives {told(schedule)}: return one of torch.optim.lr_scheduler.")
+            return schedule
         if self.schedule == "cosine":
             return rates.CosineAnnealingLR(optimizer, T_max=epochs)
         return rates.MultiStepLR(optimizer, **{"gamma": 0.1, **self.schedule})
 
     def config(self) -> dict:
         """Plain values that identify these settings; a function is identified by its code."""
-        return {f.name: identify(getattr(self, f.name)) for f in dataclasses.fields(self)}
+        fields = dataclasses.fields(self)
+        set_here = [f for i, f in enumerate(fields) if i < FIRST or getattr(self, f.name) != f.default]
+        return {f.name: identify(getattr(self, f.name)) for f in set_here}
+
+
+@functools.cache
+def _warn(message: str) -> None:
+    """Warn once: a run reads its settings several times."""
+    warnings.warn(message, stacklevel=5)
+
+
+def _usable(optimizer) -> torch.optim.Optimizer:
+    """An optimiser of the user's own. Raises InputError for what is none, and for one that steps by a closure."""
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise InputError(f"optimizer gives {told(optimizer)}: return a torch.optim.Optimizer over the parameters.")
+    try:
+        inspect.signature(type(optimizer).step).bind(optimizer)
+    except TypeError:
+        name = type(optimizer).__name__
+        raise InputError(
+            f"optimizer gives {name}, which evaluates the loss anew within a step: use one whose step() takes nothing."
+        ) from None
+    return optimizer

@@ -1,10 +1,14 @@
 """What a run is asked to do: settings told apart, checked, and put into a configuration that names the run."""
 
+import os
 from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import nn
 
+from cl_lib.bounds import Bound, Count, check, check_fields, told
 from cl_lib.data.stream import Stream
 from cl_lib.data.views import Until
 from cl_lib.errors import InputError, suggest
@@ -13,7 +17,9 @@ from cl_lib.methods._base import Method, fields_of
 from cl_lib.methods._registry import check_parameters, make, parameter_names
 from cl_lib.nets import networks
 from cl_lib.seeds import generator
-from cl_lib.training.options import Options
+from cl_lib.training.options import A_RUN, Options
+
+MOST_SEEDS = 10**6  # more are a slip of the keyboard
 
 
 def separate(method, given: dict) -> tuple[Method, Options]:
@@ -111,17 +117,45 @@ def check_stream(stream) -> None:
         raise InputError(f"{stream!r} is not a stream of tasks: make one, such as cl_lib.split('digits').")
 
 
+@dataclass(frozen=True)
+class Execution:
+    """Where and how a run is carried out; none of it changes a number beyond rounding.
+
+    Raises ``InputError`` for what cannot be meant, and for a device that is not at hand.
+    """
+
+    device: Annotated[str | int | torch.device, "auto, cpu, cuda or cuda:1; auto is cuda where there is one"] = "auto"
+    seeds_at_once: Annotated[Count | None, "seeds stacked on the device; without it all on CUDA, 1 on a CPU"] = None
+    jobs: Annotated[Count, "processes that share the seeds"] = 1
+    out: Annotated[str | os.PathLike | None, "folder where results are kept"] = None
+    fresh: Annotated[bool, "run again what has already finished there"] = False
+    progress: Annotated[bool | None, "show how the run goes; without it everywhere but in notebooks"] = None
+    capture: Annotated[bool | None, "steps as CUDA graphs; without it on CUDA"] = None
+
+    def __post_init__(self):
+        check_fields(self, A_RUN)
+        place = self.place
+        if plain(self.capture) and place.type != "cuda":
+            raise InputError(f"capture=True records CUDA graphs, and this run is on {place}: leave it out.")
+
+    @property
+    def place(self) -> torch.device:
+        """The device itself."""
+        return pick_device(self.device)
+
+
 def check_seeds(seeds) -> tuple[int, ...]:
     """Seeds as a tuple: a number n means seeds 0 … n−1."""
     seeds = plain(seeds)
     if type(seeds) is int:
-        if seeds < 1:
-            raise InputError(f"seeds={seeds} names no seed: give how many, 1 or more, or the seeds themselves.")
+        check("seeds", seeds, Annotated[int, Bound(1, MOST_SEEDS)], A_RUN)
         return tuple(range(seeds))
-    seeds = tuple(map(plain, seeds)) if isinstance(seeds, Iterable) else (seeds,)
-    if not seeds or any(type(s) is not int or not 0 <= s < 2**63 for s in seeds) or len(set(seeds)) < len(seeds):
-        raise InputError(f"seeds={seeds} must be different whole numbers from 0 up to 2⁶³, and at least one.")
-    return seeds
+    named = tuple(map(plain, seeds)) if isinstance(seeds, Iterable) and not isinstance(seeds, str) else (seeds,)
+    if not named or any(type(s) is not int or not 0 <= s < 2**63 for s in named) or len(set(named)) < len(named):
+        raise InputError(
+            f"A run cannot use seeds={told(seeds)}: give how many, or different whole numbers from 0 up and below 2⁶³."
+        )
+    return named
 
 
 def pick_device(device) -> torch.device:
@@ -132,6 +166,12 @@ def pick_device(device) -> torch.device:
         device = torch.device(device)
     except (RuntimeError, TypeError):
         raise InputError(f"device={device!r} is not a device: use auto, cpu, cuda or cuda:1.") from None
+    if device.type not in ("cpu", "cuda"):
+        raise InputError(f"device={device} is none that cl_lib computes on: use auto, cpu, cuda or cuda:1.")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise InputError(f"device={device} is not at hand: this machine or this build of torch has no CUDA. Use cpu.")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise InputError(
+            f"device={device} is not at hand: the last of this machine is cuda:{torch.cuda.device_count() - 1}."
+        )
     return device

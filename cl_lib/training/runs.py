@@ -16,16 +16,18 @@ import torch
 
 from cl_lib.errors import Diverged, InputError
 from cl_lib.files import read_header, writable
-from cl_lib.identity import as_kept, file_name, made, plain
+from cl_lib.identity import as_kept, file_name, made
 from cl_lib.results.result import Result
+from cl_lib.training.callbacks import check as check_callbacks
 from cl_lib.training.checkpoint import load_checkpoint, save_checkpoint
 from cl_lib.training.learner import Learner
+from cl_lib.training.progress import visible
 from cl_lib.training.request import (
+    Execution,
     check_seeds,
     check_stream,
     configuration,
     initial_network,
-    pick_device,
     reached,
     separate,
 )
@@ -43,6 +45,7 @@ def run(
     fresh=False,
     progress=None,
     capture=None,
+    callbacks=(),
     **options,
 ) -> Result:
     """Train a method on every task of a stream and measure it: a :class:`~cl_lib.results.result.Result`.
@@ -56,25 +59,27 @@ def run(
         jobs: how many processes, of one thread each, share the seeds. Numbers depend on neither of the two.
         out: a folder for results. A run that finished there, by the same code, is loaded instead of repeated, which
             is said; one that was killed goes on after its last finished task; ``fresh=True`` starts anew.
-        progress: whether to show a line of progress; by default where there is a terminal.
+        progress: whether to show how it goes, as a bar on a terminal and as a line now and then elsewhere; by default
+            everywhere but in notebooks.
         capture: whether steps become CUDA graphs; by default on CUDA.
+        callbacks: objects that are told of every step, epoch and task, see
+            :class:`~cl_lib.training.callbacks.Callback`; with several ``jobs`` each process has copies.
         **options: training :class:`~cl_lib.training.options.Options` (``network``, ``hidden``, ``epochs``,
             ``batch_size``, ``lr``, ``optimizer``, ``momentum``, ``weight_decay``, ``schedule``, ``clip``,
             ``loss_over``, ``dtype``, ``patience``, ``on_divergence``) and the method's own parameters.
 
     Raises ``InputError`` for what cannot be meant and ``Diverged`` where a loss is no longer finite.
     """
-    seeds, jobs = check_seeds(seeds), plain(jobs)
-    if type(jobs) is not int or jobs < 1:
-        raise InputError(f"jobs={jobs!r} must be a whole number of processes, 1 or more.")
+    seeds = check_seeds(seeds)
+    Execution(device, seeds_at_once, jobs, out, fresh, progress, capture)
     method, training = separate(method, options)
     check_stream(stream)
-    pick_device(device)
     settings = vars(training) | {
         "seeds_at_once": seeds_at_once,
         "device": device,
-        "progress": progress,
+        "progress": visible(progress),
         "capture": capture,
+        "callbacks": check_callbacks(callbacks),
     }
     code, uncovered = reached(method, stream, training, Learner)
     config = configuration(method, stream, training, code)

@@ -122,7 +122,7 @@ def heads(own, x=None):
 
 def entries(own):
     """What old tasks own: by tensor, a mask and the values."""
-    s, owner, out = own.module.structure, own.memory.owner[0], {}
+    s, owner, out = own.module.structure, own.state.owner[0], {}
     tensors = {k: t[0] for k, t in {**own.params, **own.buffers}.items()}
     for name, layer in s.layers.items():
         rows = owner[layer.rows] < own.done
@@ -134,7 +134,7 @@ def entries(own):
 
 def assert_resistant(own):
     """W[r, c] = 0 wherever o(c) > o(r), of everything that is owned."""
-    s, owner = own.module.structure, own.memory.owner[0]
+    s, owner = own.module.structure, own.state.owner[0]
     params = {k: t[0] for k, t in own.params.items()}
     for name, layer in s.layers.items():
         if layer.cols is not None:
@@ -163,13 +163,13 @@ def test_old_logits_and_owned_entries_stay_the_same_bits(network, optimiser, sco
                 assert_resistant_old(own)
 
         def assert_resistant_old(own):
-            owner = own.memory.owner
+            owner = own.state.owner
             with torch.no_grad():
                 old = torch.where(owner < own.done, owner, FREE)
-                own.memory.owner, live = old, owner
+                own.state.owner, live = old, owner
                 met, own.met = own.met, own.done
                 assert_resistant(own)
-                own.memory.owner, own.met = live, met
+                own.state.owner, own.met = live, met
 
         try:
             own.learn(on_step=watch if before else None)
@@ -185,7 +185,7 @@ def test_old_logits_and_owned_entries_stay_the_same_bits(network, optimiser, sco
             now = {k: t[0] for k, t in {**own.params, **own.buffers}.items()}[f"network.{name}.{part}"]
             assert torch.equal(now[rows], values), (name, part)
         kept = entries(own)
-        owner, prunable = own.memory.owner[0].clone(), own.module.structure.prunable
+        owner, prunable = own.state.owner[0].clone(), own.module.structure.prunable
         if owners is not None:
             assert torch.equal(owner[owners < before], owners[owners < before])
         assert ((owner[prunable] == FREE) | (owner[prunable] <= before)).all()
@@ -215,7 +215,7 @@ def test_a_pruned_neuron_is_gone_and_a_recycled_one_changes_nothing(network, see
     """Invariants 5 and 6, with neurons of every layer chosen at random."""
     own = learner(network, seeds=(seed,))
     own.reset()
-    own.memory.owner[:] = own.method.start(own).owner
+    own.state.owner[:] = own.method.start(own).owner
     with torch.no_grad():
         own.net(training=True)(probe(own))
         a = Apprentice(own.method, own, 0, 0)
@@ -245,7 +245,7 @@ def test_without_pruning_the_first_task_owns_all_and_later_ones_train_heads():
     own = learner(tolerance=-1)
     own.learn()
     body = {k: p.clone() for k, p in own.params.items() if "head" not in k}
-    assert (own.memory.owner[0][own.module.structure.prunable] == 0).all()
+    assert (own.state.owner[0][own.module.structure.prunable] == 0).all()
     head = own.params["network.head.weight"].clone()
     own.learn()
     assert all(torch.equal(own.params[k], p) for k, p in body.items())
@@ -293,7 +293,7 @@ def test_each_rule_prevents_a_forgetting_of_its_own(rule):
     for task in range(3):
         if task == 2:  # a step larger than what is free
             own.method.step, own.method.tolerance = 0.9, 0.99
-        if not (own.memory.owner[0] == FREE).any():
+        if not (own.state.owner[0] == FREE).any():
             break
         own.learn()
         same = same and all(torch.equal(a, b) for a, b in zip(known, heads(own), strict=False))
@@ -535,12 +535,12 @@ def test_a_wider_layer_computes_the_same_and_gives_room(network, layer):
     own = learner(network, stream("class"), tolerance=-1, seeds=(0, 1))
     own.learn()
     known, answers = heads(own), evaluation.scores(own, (0,), probe(own)[None])
-    assert not (own.memory.owner == FREE).any()
+    assert not (own.state.owner == FREE).any()
     widen(own, layer, 5)
     new = heads(own)
     torch.testing.assert_close(new[0], known[0], rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(evaluation.scores(own, (0,), probe(own)[None]), answers, rtol=1e-4, atol=1e-4)
-    assert ((own.memory.owner == FREE).sum(1) == 5).all()
+    assert ((own.state.owner == FREE).sum(1) == 5).all()
     assert_resistant(own)
     own.method.tolerance = 0.1
     own.learn()
@@ -554,7 +554,7 @@ def test_a_task_without_room_says_so():
     own = learner(tolerance=0.0, hidden=(4, 4), lr=0.3, batch_size=5, epochs=8)
     with pytest.raises(cl_lib.InputError, match=r"finds no room.*belongs to an earlier task"):
         while own.done < 5:
-            own.memory.owner[0, own.module.structure.prunable] = 0
+            own.state.owner[0, own.module.structure.prunable] = 0
             own.learn()
 
 

@@ -202,8 +202,8 @@ def test_er_buffer_holds_genuine_samples_of_the_past_with_their_own_labels():
     assert buffer.seen.tolist() == [72]
     for i in range(30):
         task = int(buffer.task[0, i])
-        x, y = source.batch([0], source.indices(0, task)[None], task)
-        same = (x[0] == buffer.x[0, i]).flatten(1).all(1)
+        _, y = source.batch([0], source.indices(0, task)[None], task)
+        same = (source.images(source.indices(0, task)) == buffer.x[0, i]).flatten(1).all(1)
         assert same.any() and (y[0][same] == buffer.y[0, i]).all()
 
 
@@ -278,13 +278,13 @@ def test_agem_steps_do_not_raise_the_reference_loss():
     how = {"epochs": 1, "batch_size": 8, "hidden": (16,), "dtype": "float64"}
     first = Learner("agem", stream("domain"), memory=50, lr=0.02, **how)
     first.learn()
-    x, y = first.memory.buffer.x[0, :10], first.memory.buffer.y[0, :10]  # a fifth of the memory each task
+    x, y = first.seen(first.state.buffer, (0,))[0, :10], first.state.buffer.y[0, :10]  # a fifth of the memory each task
 
     def rises(method, **parameters):
         learner = Learner(method, stream("domain"), lr=1e-4, **how, **parameters)
         for name, tensor in learner.params.items():
             tensor.copy_(first.params[name])
-        learner.state, learner.done = first.memory if method == "agem" else learner.state, 1
+        learner.state, learner.done = first.state if method == "agem" else learner.state, 1
         loss = lambda: float(F.cross_entropy(learner.net()(x), y).detach())
         losses = [loss()]
         learner.learn(on_step=lambda *_: losses.append(loss()))

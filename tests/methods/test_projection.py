@@ -149,7 +149,7 @@ def test_gem_old_gradients_are_those_of_each_memory(scenario):
     batch, net, memory = seen[-1], learner.net(), learner.state
     held = memory.held[0, :2].tolist()
     assert held == [20, 20]
-    first_two = Bag(x=memory.x[0, :2], y=memory.y[0, :2], held=torch.tensor([20, 13]))
+    first_two = Bag(x=batch.old_x[0], y=memory.old.y[0, :2], held=torch.tensor([20, 13]))
     rows = batch.old_rows[0] if "old_rows" in batch else None
     got = gem.gradients(net, first_two, rows)
     for k, n in enumerate([20, 13]):
@@ -165,20 +165,20 @@ def test_gem_memory_is_the_last_samples_of_each_task():
     learner = Learner("gem", rotated(), memory=45, **QUICK | {"epochs": 2})
     for task in range(3):
         offered = []
-        learner.learn(on_step=lambda learner, batch, offered=offered: offered.append((batch.raw[0], batch.y[0])))
+        learner.learn(on_step=lambda learner, batch, offered=offered: offered.append((batch.images[0], batch.y[0])))
         x, y = (torch.cat(parts)[-15:] for parts in zip(*offered, strict=True))
         memory = learner.state
-        assert memory.x.shape[:3] == (1, task + 1, 15) and memory.held[0].tolist() == [15] * (task + 1)
+        assert memory.old.x.shape[:3] == (1, task + 1, 15) and memory.held[0].tolist() == [15] * (task + 1)
         rank = lambda images: sorted(map(tuple, images.flatten(1).tolist()))
-        assert rank(memory.x[0, task]) == rank(x)
-        assert sorted(memory.y[0, task].tolist()) == sorted(y.tolist())
+        assert rank(memory.old.x[0, task]) == rank(x)
+        assert sorted(memory.old.y[0, task].tolist()) == sorted(y.tolist())
 
 
 def test_gem_ring_holds_no_sample_twice():
     learner = Learner("gem", rotated(), memory=3000, **QUICK | {"epochs": 3})
     learner.learn()
     n = int(learner.state.held[0, 0])
-    assert n == len(learner.stream.indices(0, 0)) == len(learner.state.x[0, 0, :n].flatten(1).unique(dim=0))
+    assert n == len(learner.stream.indices(0, 0)) == len(learner.state.old.x[0, 0, :n].flatten(1).unique(dim=0))
 
 
 def test_gem_steps_raise_no_memory_loss():
@@ -191,10 +191,9 @@ def test_gem_steps_raise_no_memory_loss():
         learner = Learner(method, source, **how | {"lr": lr}, **parameters)
         for name, tensor in learner.params.items():
             tensor.copy_(first.params[name])
-        learner.state, learner.done = first.memory if method == "gem" else learner.state, 2
-        loss = lambda: [
-            float(F.cross_entropy(learner.net()(first.memory.x[0, k]), first.memory.y[0, k]).detach()) for k in range(2)
-        ]
+        learner.state, learner.done = first.state if method == "gem" else learner.state, 2
+        old = [(first.seen(Bag(x=first.state.old.x[:, k]), (0,))[0], first.state.old.y[0, k]) for k in range(2)]
+        loss = lambda: [float(F.cross_entropy(learner.net()(x), y).detach()) for x, y in old]
         losses = [loss()]
         learner.learn(on_step=lambda *_: losses.append(loss()))
         return np.diff(losses, axis=0).max()

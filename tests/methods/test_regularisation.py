@@ -350,7 +350,7 @@ def test_si_unused_parameters_have_no_path():
 def test_si_same_trajectory_same_path():
     ours, _ = follow(tasks=2, optimizer="sgd", momentum=0.5)
     theirs, _ = follow(tasks=2, optimizer=lambda p: torch.optim.SGD(p, lr=0.02, momentum=0.5, foreach=True))
-    assert_close(ours.memory.path, theirs.memory.path)
+    assert_close(ours.state.path, theirs.state.path)
 
 
 def test_si_path_of_stacked_seeds_and_of_copies():
@@ -364,8 +364,8 @@ def test_si_path_of_stacked_seeds_and_of_copies():
         alone = Learner("si", unequal, seeds=(i,), **how)
         for _ in range(2):
             alone.learn()
-        for k, ω in alone.memory.path.items():
-            torch.testing.assert_close(together.memory.path[k][i], ω[0], rtol=1e-7, atol=1e-12)
+        for k, ω in alone.state.path.items():
+            torch.testing.assert_close(together.state.path[k][i], ω[0], rtol=1e-7, atol=1e-12)
 
 
 def test_si_adds_to_other_methods():

@@ -106,7 +106,7 @@ def test_herded_buffer_keeps_prefixes_of_the_herding_at_the_end_of_each_classes_
         phi = F.normalize(learner.net().features(x[0]).detach(), dim=1)
         for c in y[0].unique().tolist():
             own = (y[0] == c).nonzero().flatten()
-            full[c] = x[0][own[buffers.herd(phi[own], 12)]]
+            full[c] = source.images(source.indices(0, t))[own[buffers.herd(phi[own], 12)]]
         buffer, quota = learner.state.buffer, min(12, 25 // (2 * t + 2))
         held = buffer.y[0, : int(buffer.seen[0])]
         for c, best in full.items():
@@ -188,7 +188,7 @@ def test_der_stores_the_logits_of_the_forward_pass_before_the_step():
             buffer, at = learner.state.buffer, slice(24 * t + 8 * number, 24 * t + 8 * number + 8)
             net = learner.net().replace(before.params, before.buffers)
             torch.testing.assert_close(buffer.logits[0, at], net(batch.x).detach())
-            assert torch.equal(buffer.x[0, at], batch.raw) and not torch.equal(batch.raw, batch.x)
+            assert torch.equal(buffer.x[0, at], batch.images) and not torch.equal(batch.raw, batch.x)
             assert torch.equal(buffer.y[0, at], batch.y) and (buffer.task[0, at] == t).all()
             assert not torch.allclose(buffer.logits[0, at], learner.net()(batch.x))
             assert not buffer.logits.requires_grad
@@ -200,7 +200,7 @@ def test_der_triples_stay_aligned_and_never_change():
     learner, met = Learner("derpp", stream(), memory=20, **QUICK | {"epochs": 3}), {}
 
     def look(learner, batch):
-        for x, z, y in zip(batch.raw[0], batch.out.logits[0], batch.y[0], strict=True):
+        for x, z, y in zip(batch.images[0], batch.out.logits[0], batch.y[0], strict=True):
             met.setdefault(x.numpy().tobytes(), []).append((z, int(y)))
 
     for _ in range(3):
@@ -249,7 +249,7 @@ def test_der_added_to_others_is_der_where_their_strengths_are_zero(at_once):
     for _ in range(3):
         learner.learn(), alone.learn()
     same_weights(learner.result(), alone.result(), exact=False)
-    torch.testing.assert_close(learner.state.der.buffer.logits, alone.memory.der.buffer.logits)
+    torch.testing.assert_close(learner.state.der.buffer.logits, alone.state.der.buffer.logits)
     with_both = run(sum_of(1.0), stream(), **how)
     assert any(not torch.equal(with_both.weights[k], learner.result().weights[k]) for k in with_both.weights)
 
@@ -369,8 +369,8 @@ def test_gdumb_memory_is_balanced_and_genuine():
         assert (len(groups) == 2 * (t + 1) and groups.max() - groups.min() <= 1) or t == 0
     for i in range(31):
         task = int(buffer.task[0, i])
-        x, y = source.batch([0], source.indices(0, task)[None], task)
-        same = (x[0] == buffer.x[0, i]).flatten(1).all(1)
+        _, y = source.batch([0], source.indices(0, task)[None], task)
+        same = (source.images(source.indices(0, task)) == buffer.x[0, i]).flatten(1).all(1)
         assert same.any() and (y[0][same] == buffer.y[0, i]).all()
 
 
@@ -387,16 +387,16 @@ def test_gdumb_is_plain_training_from_scratch_on_its_memory(scenario):
     a, b = learners
     assert all(torch.equal(a.params[k], b.params[k]) for k in a.params)
 
-    module = a._initial(0).train()
-    shuffle, buffer = rng(), a.memory.buffer
+    module = a._models()[0].train()
+    shuffle, buffer = rng(), a.state.buffer
     shuffle.set_state(order)
     optimizer = torch.optim.SGD(module.parameters(), lr=0.05, momentum=0.9, weight_decay=1e-6)
-    x, y, task = (t[0, :30] for t in (buffer.x, buffer.y, buffer.task))
+    x, y, task = (t[0, :30] for t in (a.seen(buffer, (0,)), buffer.y, buffer.task))
     rates = [0.005, 0.05, 0.05, 0.0005 + 0.0495 / 2]
     for rate in rates:
         optimizer.param_groups[0]["lr"] = rate
         for i in torch.randperm(30, generator=shuffle).split(8):
-            rows = a.owners[task[i]] if scenario == "task" else a.owners[:3].any(0)
+            rows = a.rows.owners[task[i]] if scenario == "task" else a.rows.owners[:3].any(0)
             optimizer.zero_grad()
             F.cross_entropy(module(x[i]).masked_fill(~rows, -1e30), y[i]).backward()
             torch.nn.utils.clip_grad_norm_(module.parameters(), 10.0)
@@ -602,7 +602,8 @@ def test_what_a_hook_computed_reaches_after_step(at_once):
         **QUICK | {"batch_size": 100},
     )  # fmt: skip
     seen = []
-    learner.learn(on_step=lambda learner, batch: seen.append((batch.out.logits, len(batch.seeds), batch.y.shape[1])))
+    note = lambda learner, batch: seen.append((batch.out.logits, len(batch.positions), batch.y.shape[1]))
+    learner.learn(on_step=note)
     assert all(z.shape == (group, n, 10) and not z.requires_grad for z, group, n in seen)
 
 

@@ -83,7 +83,7 @@ class Apprentice:
         kept = [(n, m, self.params[n].clone()) for n, m in masks.items() if not m.all()]
 
         def guarded(leaves):
-            optimizer = options.make_optimizer(leaves, capturable=self.learner.capture)
+            optimizer = options.make_optimizer(leaves, self.learner.capture, names)
             if not isinstance(optimizer, torch.optim.Optimizer):
                 raise InputError(f"Eidetic learning writes back after each step of a torch.optim.Optimizer, which a "
                                  f"{type(optimizer).__name__} is not: give such an optimizer.")  # fmt: skip
@@ -111,7 +111,9 @@ class Apprentice:
         self.learner.train(
             list(tasks), epochs, joined=joined, alone=joined is not None, positions=[self.position], stop=enough,
             recorded=recorded, shared=Bag(routing=True) if self.routing else None,
-            options=dataclasses.replace(options, optimizer=guarded, momentum=0.0, weight_decay=0.0, patience=patience),
+            options=dataclasses.replace(
+                options, optimizer=guarded, groups=None, momentum=0.0, weight_decay=0.0, patience=patience
+            ),
         )  # fmt: skip
         return accuracy
 
