@@ -71,7 +71,7 @@ def check(name: str, value, hint, owner: str, default=MISSING) -> None:
     if allows(hint, value):
         return
     usual = "" if default is MISSING else f" (usually {default!r})"
-    large = " and below 2⁶³" if type(value) is int and abs(value) >= INTEGERS else ""
+    large = " and below 2⁶³" if type(value) is int and any(k is int and value in b for k, b in kinds(hint)) else ""
     near = nearest(value, words(hint)) if isinstance(value, str) else ""
     raise InputError(f"{owner} cannot use {name}={told(value)}: give {describe(hint)}{large}{usual}.{near}")
 

@@ -275,6 +275,13 @@ def test_every_kind_of_value_is_understood(capsys, tmp_path):
     assert stream["order"] == [*range(9, -1, -1)] and stream["normalise"] == "none" and stream["augment"]
 
 
+def test_a_study_refuses_an_option_of_another_stream(capsys, tmp_path):
+    cells = [{"method": "finetune", "dataset": "digits", "angles": [0, 10]}]
+    (tmp_path / "wrong.yaml").write_text(json.dumps({"studies": {"s": {"methods": cells}}}))
+    status, _, err = call(capsys, "study", tmp_path / "wrong.yaml", "--out", tmp_path)
+    assert status == 2 and "angles is an option of rotated, not of split" in err
+
+
 def test_rows():
     assert rows(["er", "memory=5", "buffer=balanced", "ewc"]) == [
         ("er", {"memory": 5, "buffer": "balanced"}),
@@ -345,5 +352,9 @@ def test_things_of_ones_own(capsys, tmp_path, monkeypatch):
         status, out, _ = call(capsys, "run", "finetune", "--stream", f"{own}:whole", "--epochs", "1")
         assert status == 0 and "1 tasks" in out
         assert call(capsys, "run", "finetune", "--stream", f"{own}:whole", "--dataset", "digits")[0] == 2
+        cells = [{"method": f"./{own}:Pull", "stream": f"{own}:halves", "dataset": f"{own}:few", "per_class": 8}]
+        (tmp_path / "mine.yaml").write_text(json.dumps({"studies": {"s": {"methods": cells}}}))
+        status, out, err = call(capsys, "study", "mine.yaml", "--out", "studies")
+        assert status == 0 and "acc 0." in out and "[1 of 1, 00:00 left]" in out, err
     finally:
         cl_lib.methods._base.REGISTERED.pop("pull", None)

@@ -19,7 +19,7 @@ UNUSED = {"allow_unused": True, "materialize_grads": True}  # a zero for what a 
 def still(net, x):
     """The net in eval mode with leaves of its own."""
     if len(x) == 0:
-        raise InputError("The Fisher information is a mean over samples, but x has none: give at least one.")
+        raise InputError("A mean over samples was asked for, but x has none: give at least one.")
     return net.replace(params={k: p.detach().requires_grad_() for k, p in net.params.items()}, training=False)
 
 

@@ -10,21 +10,18 @@ import textwrap
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from numbers import Real
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from cl_lib.data.augment import Augment, Transform
+from cl_lib.data.checks import check, order_of, whole
 from cl_lib.data.datasets import Dataset, join
+from cl_lib.data.layout import output_rows, refuse_two_names, span, usual_rule
 from cl_lib.data.views import Until, View, chance
 from cl_lib.errors import InputError, suggest
 
-SCENARIOS = "task", "domain", "class"
-NORMALISE = "standard", "centre", "none"
 PARTS = "train", "valid", "test"
-RULES = {"label": ("domain", "class"), "rank": ("domain",), "new": ("task", "class")}  # rule: scenarios
 
 
 class Stream:
@@ -88,9 +85,9 @@ class Stream:
         labels: Sequence[int] | None = None,
         rule: str | None = None,
     ):
-        _check(data, scenario, sizes, normalise, validation, blurry, augment, boundaries, rule)
+        check(data, scenario, sizes, normalise, validation, blurry, augment, boundaries, rule)
         self.name, self.data, self.scenario = name, data, scenario
-        self.sizes, self.order, self.view = [whole(n, "sizes") for n in sizes], _order(order, data), view or View()
+        self.sizes, self.order, self.view = [whole(n, "sizes") for n in sizes], order_of(order, data), view or View()
         self.per_class = None if per_class is None else whole(per_class, "per_class")
         self.normalise, self.validation, self.blurry = normalise, float(validation), float(blurry)
         self.boundaries, self.shape = boundaries, tuple(data.x.shape[1:])
@@ -111,19 +108,19 @@ class Stream:
         """Give the classes of each task their output rows."""
         met = [[self.labels[c] for c in group] for group in self.groups(0)]  # of seed 0; the rows are those of all
         if self.rule is None and self.scenario == "class":
-            _refuse_two_names(self.labels, self.data.classes)
-        rule = self.rule or _usual_rule(met, self.scenario)
+            refuse_two_names(self.labels, self.data.classes)
+        rule = self.rule or usual_rule(met, self.scenario)
         if rule == "rank" and len(set(self.sizes)) > 1:
             raise InputError(
                 f"Domain-incremental tasks share their output rows, but these have {self.sizes} "
                 "classes: give each as many, or choose the scenario 'task' or 'class'."
             )
-        self._own = _output_rows(met, rule)
+        self._own = output_rows(met, rule)
         self.tasks, self.outputs = len(self.sizes), 1 + max(map(max, self._own))
-        self.rows = [_span(own) for own in self._own]
+        self.rows = [span(own) for own in self._own]
         if self.blurry:
             blurred = self.rows[: self._made[0]]
-            self.rows[: len(blurred)] = [_span(itertools.chain(*blurred))] * len(blurred)
+            self.rows[: len(blurred)] = [span(itertools.chain(*blurred))] * len(blurred)
 
     def extended(self, train, test=None) -> "Stream":
         """This stream and one task more, of data that were not there when it was made.
@@ -239,6 +236,11 @@ class Stream:
         x = self.seen(self.images(index, part), seeds, index, task)
         return x, self.answers(seeds, index, task, part)
 
+    def samples(self, task: int, seed: int = 0, part: str = "train") -> tuple[Tensor, Tensor]:
+        """All of a task as one seed's network meets it: inputs ``[n, …]`` and output rows ``[n]``, not augmented."""
+        x, y = self.batch([seed], self.indices(seed, task, part)[None], task, part)
+        return x[0], y[0]
+
     def images(self, index: Tensor, part: str = "train") -> Tensor:
         """The data set's own images ``[…, channels, height, width]`` at ``index`` ``[…]``, uint8 or float32."""
         images = self.data.x_test if part == "test" else self.data.x
@@ -303,7 +305,7 @@ class Stream:
             config["blurry"] = self.blurry
         if not self.boundaries:
             config["boundaries"] = False
-        if self._own != _output_rows(self._own, "rank" if self.scenario == "domain" else "new"):
+        if self._own != output_rows(self._own, "rank" if self.scenario == "domain" else "new"):
             config["rows"] = self._own
         if more := self.tasks - self._made[0]:
             config["extended"] = more
@@ -455,87 +457,3 @@ def _statistics(data: Dataset, normalise: str) -> tuple[Tensor, Tensor]:
         std = (square - mean.square()).clamp(min=0).sqrt()
         return mean.float(), torch.where(std > 1e-6, std, one).float()  # only centre a constant channel
     return (mean if normalise == "centre" else 0 * one).float(), one.float()
-
-
-def _usual_rule(met: list[list[int]], scenario: str) -> str:
-    """The rule where none is given: tasks of a domain whose labels have nothing in common share rows by rank."""
-    labels = list(itertools.chain(*met))
-    by = {"task": "new", "class": "label", "domain": "label" if len(set(labels)) < len(labels) else "rank"}
-    return by[scenario]
-
-
-def _output_rows(met: list[list[int]], rule: str) -> list[list[int]]:
-    """The row of each label of each task: a new one wherever the rule's key is new."""
-    key = {"label": lambda t, j, label: label, "rank": lambda t, j, label: j, "new": lambda t, j, label: (t, j)}[rule]
-    rows: dict = {}
-    return [[rows.setdefault(key(t, j, c), len(rows)) for j, c in enumerate(own)] for t, own in enumerate(met)]
-
-
-def _span(rows) -> range | tuple[int, ...]:
-    """Row numbers in ascending order, as a range where they are neighbours."""
-    rows = sorted(set(rows))
-    neighbours = range(rows[0], rows[-1] + 1)
-    return neighbours if len(neighbours) == len(rows) else tuple(rows)
-
-
-def _refuse_two_names(labels: list[int], names: tuple[str, ...]) -> None:
-    known: dict[int, str] = {}
-    for label, name in zip(labels, names, strict=True):
-        if known.setdefault(label, name) != name:
-            raise InputError(
-                f"Label {label} is called {known[label]!r} in one task and {name!r} in another: give each class a "
-                "label of its own, or say with rows= of from_datasets that they are one ('label') or not ('new')."
-            )
-
-
-def _check(data, scenario, sizes, normalise, validation, blurry, augment, boundaries, rule) -> None:
-    if not len(sizes) or max(sizes) > len(data.classes):
-        raise InputError(
-            f"sizes={list(sizes)} cannot be used: give the number of classes of each task, "
-            f"at most the {len(data.classes)} of {data.name!r}."
-        )
-    if scenario not in SCENARIOS:
-        raise suggest(scenario, SCENARIOS, "scenario")
-    if normalise not in NORMALISE:
-        raise suggest(normalise, NORMALISE, "way to normalise")
-    for name, share, what in (
-        ("validation", validation, "hold out"),
-        ("blurry", blurry, "train on in other tasks"),
-    ):
-        if isinstance(share, bool) or not isinstance(share, Real) or not 0 <= share < 1:
-            raise InputError(
-                f"{name}={share!r} cannot be used: give the share of training images to "
-                f"{what}, from 0 up to but not including 1."
-            )
-    if isinstance(augment, type) or not (isinstance(augment, bool | Augment) or callable(augment)):
-        raise InputError(
-            f"augment={augment!r} cannot be used: give True, False, Augment(crop=…, flip=…), or a function of a batch."
-        )
-    if not isinstance(boundaries, bool):
-        raise InputError(f"boundaries={boundaries!r} cannot be used: give True, or False for a stream without them.")
-    if rule is not None and rule not in RULES:
-        raise suggest(rule, RULES, "rule for output rows")
-    if rule is not None and scenario not in RULES[rule]:
-        fitting = " or ".join(repr(name) for name, scenarios in RULES.items() if scenario in scenarios)
-        raise InputError(f"rows={rule!r} means nothing in the scenario {scenario!r}: give {fitting}, or leave it out.")
-
-
-def _order(order: str | Sequence[int], data: Dataset) -> str | list[int]:
-    if isinstance(order, str):
-        if order not in ("fixed", "per-seed"):
-            raise suggest(order, ("fixed", "per-seed"), "class order")
-        return order
-    given = np.asarray(order).ravel().tolist()
-    if sorted(given) != list(range(len(data.classes))):
-        raise InputError(
-            f"order={given} is no order of the classes of {data.name!r}: "
-            f"give each number from 0 to {len(data.classes) - 1} once."
-        )
-    return given
-
-
-def whole(value: int, what: str) -> int:
-    """The value as an int; InputError unless it is a whole number from 1 up."""
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-        raise InputError(f"{what}={value!r} cannot be used: give a whole number from 1 up.")
-    return int(value)

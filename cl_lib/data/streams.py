@@ -25,8 +25,9 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
 from numbers import Real
 
+from cl_lib.data.checks import whole
 from cl_lib.data.datasets import Dataset, join, load
-from cl_lib.data.stream import Stream, whole
+from cl_lib.data.stream import Stream
 from cl_lib.data.views import Permuted, Rotated, Shifted, View
 from cl_lib.errors import InputError, suggest
 

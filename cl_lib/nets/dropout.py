@@ -15,7 +15,7 @@ RANDOM = (nn.RReLU, nn.AlphaDropout, nn.FeatureAlphaDropout, *WHOLE_CHANNELS)  #
 
 
 def prepare(module: nn.Module, seed: int) -> nn.Module:
-    """Swaps every dropout layer for a `SeedDropout` with a random stream of its own, in place."""
+    """Swaps every dropout layer for a ``SeedDropout`` with a random stream of its own, in place."""
     found = [(name, layer) for name, layer in module.named_modules() if type(layer) in WHOLE_CHANNELS]
     for number, (name, layer) in enumerate(found):
         swapped = SeedDropout(layer.p, WHOLE_CHANNELS[type(layer)], seed, number)
@@ -26,7 +26,7 @@ def prepare(module: nn.Module, seed: int) -> nn.Module:
 
 
 def stackable(module: nn.Module) -> str | None:
-    """None where `torch.func.vmap` can carry the module over the seed axis, else the reason."""
+    """None where ``torch.func.vmap`` can carry the module over the seed axis, else the reason."""
     for name, layer in module.named_modules():
         drops = isinstance(layer, nn.MultiheadAttention) and layer.dropout > 0
         if isinstance(layer, RECURRENT + RANDOM) or drops:
@@ -68,7 +68,7 @@ class SeedDropout(nn.Module):
 
 
 def _hash(n: Tensor) -> Tensor:
-    """Mixes int64 numbers into 32 random-looking bits: xor-shift and multiply, twice (the `lowbias32` family
+    """Mixes int64 numbers into 32 random-looking bits: xor-shift and multiply, twice (the ``lowbias32`` family
     of C. Wellons and T. Ettinger). The multipliers are below 2³¹, so that no product overflows int64."""
     bits = 0xFFFFFFFF
     n = n & bits

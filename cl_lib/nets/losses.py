@@ -14,7 +14,7 @@ Tensors = Mapping[str, Tensor]
 def masked(logits: Tensor, rows: Tensor | None) -> Tensor:
     """Logits [B, C] in which the rows that do not count have probability zero.
 
-    `rows` is a boolean mask [C] or [B, C], True where an output row counts; None counts all. The filler is
+    ``rows`` is a boolean mask [C] or [B, C], True where an output row counts; None counts all. The filler is
     the least finite number, not −∞: softmax makes it the same 0, and no 0 · ∞ can arise.
     """
     return logits if rows is None else logits.masked_fill(~rows, torch.finfo(logits.dtype).min)
@@ -26,7 +26,7 @@ def cross_entropy(logits: Tensor, y: Tensor, rows: Tensor | None = None, reducti
     Arguments:
         logits: [B, C].
         y: output rows [B], each one that counts.
-        rows: see `masked`.
+        rows: see ``masked``.
         reduction: "mean" or "sum" over the batch, or "none" for [B].
     """
     return F.cross_entropy(masked(logits, rows), y, reduction=reduction)
@@ -49,7 +49,7 @@ def distillation(
 
     Arguments:
         logits, teacher: [B, C].
-        rows: the rows to distil, as in `masked`; or a list of masks or ranges, one for each old task: each is
+        rows: the rows to distil, as in ``masked``; or a list of masks or ranges, one for each old task: each is
             a softmax of its own then, and the terms are summed (task-incremental learning).
         temperature: τ.
         form: "kl" or "ce".
@@ -70,7 +70,7 @@ def distillation(
 
 
 def quadratic(params: Tensors, anchor: Tensors, weight: Tensors) -> Tensor:
-    """Σ_i w_i (θ_i − a_i)² over the tensors that `weight` names: what EWC, SI and MAS add to the loss.
+    """Σ_i w_i (θ_i − a_i)² over the tensors that ``weight`` names: what EWC, SI and MAS add to the loss.
 
     The gradient 2 w (θ − a) is written out, which takes a fraction of the time and memory of plain autograd.
     No gradient reaches anchor or weight. Raises InputError where a parameter is gone or has another shape than
@@ -93,15 +93,15 @@ def refuse_changed(params: Tensors, *kept: Tensors) -> None:
 
 
 def with_gradient(value: Tensor, params: Tensors, grads: Tensors) -> Tensor:
-    """A scalar with this value, whose gradient is written out: `grads[k]` in `params[k]` for each name of `grads`.
+    """A scalar with this value, whose gradient is written out: ``grads[k]`` in ``params[k]``, by name.
 
-    For a penalty whose value and gradient are one computation, done under `torch.no_grad()`.
+    For a penalty whose value and gradient are one computation, done under ``torch.no_grad()``.
     """
     return _Given.apply(0, value, *(params[k] for k in grads), *grads.values())
 
 
 class _Given(torch.autograd.Function):
-    """(value, θ …, g …) -> value, with gradient g in θ, all with `axes` first axes that vmap has put there."""
+    """(value, θ …, g …) -> value, with gradient g in θ, all with ``axes`` first axes that vmap has put there."""
 
     @staticmethod
     def forward(axes, value, *tensors):
@@ -124,7 +124,7 @@ class _Given(torch.autograd.Function):
 
 
 class _Quadratic(torch.autograd.Function):
-    """(θ …, a …, w …) -> Σ w (θ − a)², but not over the first `axes` axes, which vmap has put there."""
+    """(θ …, a …, w …) -> Σ w (θ − a)², but not over the first ``axes`` axes, which vmap has put there."""
 
     @staticmethod
     def forward(axes, *tensors):

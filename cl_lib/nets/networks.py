@@ -35,7 +35,7 @@ def mlp(
     bias: bool | str = True,
     scale: float | None = None,
 ) -> Classifier:
-    """Linear layers of the widths `hidden`, each followed by a ReLU, and a linear head.
+    """Linear layers of the widths ``hidden``, each followed by a ReLU, and a linear head.
 
     Arguments:
         bias: True, False, or "first": the first layer alone has one. Without later biases the network is
@@ -52,7 +52,7 @@ def mlp(
 
 
 def cnn(shape: Shape, outputs: int, bias: bool | str = True, scale: float | None = None) -> Classifier:
-    """Two convolutions and two dense layers: 49,030 parameters on CIFAR-10. `bias`, `scale` as in `mlp`."""
+    """Two convolutions and two dense layers: 49,030 parameters on CIFAR-10. ``bias``, ``scale`` as in ``mlp``."""
     body = nn.Sequential(
         nn.Conv2d(shape[0], 16, 3, padding=1, bias=_has_bias(bias, 0)),
         nn.ReLU(),
@@ -69,18 +69,18 @@ def cnn(shape: Shape, outputs: int, bias: bool | str = True, scale: float | None
 def homogeneous_mlp(
     shape: Shape, outputs: int, hidden: tuple[int, ...] = (1000, 1000), scale: float = 1e-3
 ) -> Classifier:
-    """An `mlp` with a bias in the first layer only, which starts small: what ReCL's theory asks for."""
+    """An ``mlp`` with a bias in the first layer only, which starts small: what ReCL's theory asks for."""
     return mlp(shape, outputs, hidden, bias="first", scale=scale)
 
 
 def homogeneous_cnn(shape: Shape, outputs: int, scale: float = 1e-3) -> Classifier:
-    """A `cnn` with a bias in the first layer only, which starts small."""
+    """A ``cnn`` with a bias in the first layer only, which starts small."""
     return cnn(shape, outputs, bias="first", scale=scale)
 
 
 def alexnet(shape: Shape, outputs: int, width: int = 1024, dropout: float = 0.5) -> Classifier:
     """AlexNet for small images: its five convolutions with a 3 × 3 stem of stride 1, padded pools, two dense
-    layers of `width` units with dropout. (torchvision's form needs 63 pixels and 57 million parameters.)"""
+    layers of ``width`` units with dropout. (torchvision's form needs 63 pixels and 57 million parameters.)"""
 
     def convolution(n, m, size):
         return nn.Conv2d(n, m, size, padding=size // 2), nn.ReLU()
@@ -105,12 +105,12 @@ def alexnet(shape: Shape, outputs: int, width: int = 1024, dropout: float = 0.5)
 
 
 def resnet18(shape: Shape, outputs: int, width: int = 64) -> Classifier:
-    """ResNet-18 for small images: a 3 × 3 stem of stride 1, no max-pool, `width` base filters."""
+    """ResNet-18 for small images: a 3 × 3 stem of stride 1, no max-pool, ``width`` base filters."""
     return _resnet("BasicBlock", (2, 2, 2, 2), shape, outputs, width)
 
 
 def resnet50(shape: Shape, outputs: int, width: int = 64) -> Classifier:
-    """ResNet-50 for small images: a 3 × 3 stem of stride 1, no max-pool, `width` base filters."""
+    """ResNet-50 for small images: a 3 × 3 stem of stride 1, no max-pool, ``width`` base filters."""
     return _resnet("Bottleneck", (3, 4, 6, 3), shape, outputs, width)
 
 
@@ -171,8 +171,8 @@ def build(
     """The network of one seed, on the CPU, checked and prepared. Leaves global randomness as it was.
 
     Arguments:
-        network: a name; or a factory, called under this seed's generator as `factory()` where that is
-            possible, else as `factory(shape, outputs)`; or a module, which is copied: all seeds then share
+        network: a name; or a factory, called under this seed's generator as ``factory()`` where that is
+            possible, else as ``factory(shape, outputs)``; or a module, which is copied: all seeds then share
             its initial weights.
         shape: of one input: channels, height, width.
         outputs: how many output rows the stream needs.
@@ -186,11 +186,6 @@ def build(
     module = prepare(module, seed)
     _check(module, shape, outputs)
     return module.train()
-
-
-def parameter_count(module: nn.Module) -> int:
-    """How many numbers there are to train."""
-    return sum(p.numel() for p in module.parameters() if p.requires_grad)
 
 
 def _make(network, shape, outputs, hidden):

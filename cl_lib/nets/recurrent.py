@@ -1,4 +1,4 @@
-"""Recurrent layers written from linear ones: what `torch.fx` and the seed axis cannot look into, taken apart.
+"""Recurrent layers written from linear ones: what ``torch.fx`` and the seed axis cannot look into, taken apart.
 
 ``nn.RNN``, ``nn.LSTM`` and ``nn.GRU`` are swapped for the same function, weights included.
 """

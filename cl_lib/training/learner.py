@@ -8,30 +8,26 @@ left out of the steps that they do not take.
 """
 
 import functools
-import json
 import warnings
 from collections.abc import Callable
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.func import vmap
 from torch.utils import _pytree as pytree
 
-from cl_lib.errors import Diverged, InputError, PoorPairing
+from cl_lib.errors import InputError, PoorPairing
 from cl_lib.identity import provenance
-from cl_lib.methods._base import Growth
-from cl_lib.methods._registry import from_config
 from cl_lib.nets.dropout import stackable
 from cl_lib.nets.net import Net
 from cl_lib.results.result import Result
-from cl_lib.seeds import Bag, generator, padded, placed, stack_padded
+from cl_lib.seeds import Bag, generator, placed, stack_padded
 from cl_lib.training import callbacks as watching
-from cl_lib.training import evaluation
+from cl_lib.training import evaluation, growth
 from cl_lib.training.batch import Samples
 from cl_lib.training.callbacks import Moment
-from cl_lib.training.loop import Loop, diverged
-from cl_lib.training.networks import Networks, with_rows
+from cl_lib.training.loop import Loop
+from cl_lib.training.networks import Networks
 from cl_lib.training.options import DTYPES, Options
 from cl_lib.training.progress import Progress
 from cl_lib.training.records import Records, bytes_of
@@ -42,10 +38,12 @@ from cl_lib.training.request import (
     configuration,
     initial_network,
     reached,
+    refuse_if_told,
     separate,
 )
 from cl_lib.training.rows import Rows
 from cl_lib.training.task import Task
+from cl_lib.training.told import Told
 
 
 class Learner:
@@ -120,23 +118,10 @@ class Learner:
         own) is given again; everything else is as it was, and may not be changed. :meth:`extend` then appends tasks.
         Raises InputError for another stream or setting, and for a result that lacks what the method kept.
         """
-        if "state" not in result.kept or not result.weights:
-            raise InputError("This result holds no state to go on from: it was made by an older version; run it again.")
-        settings = {f: result.config[f] for f in Options.__dataclass_fields__ if f in result.config}
-        method = method or result.answering or from_config(result.method, result.config.get("parameters", {}))
-        learner = cls(method, stream, seeds=result.seeds, **settings | options)
-        here, there = (json.loads(json.dumps(c, default=str)) for c in (learner.config(), result.config))
-        if differing := [k for k in here if k != "code" and here[k] != there.get(k)]:
-            raise InputError(f"This result was made with other settings: {', '.join(differing)} differ. Give the same.")
-        seconds, curves = (Bag({k: torch.from_numpy(v.copy()) for k, v in getattr(result, name).items()})
-                           for name in ("seconds_by_task", "curves"))  # fmt: skip
-        arrays = {"R": result.R, "untrained": result.baseline, "per_class": result.per_class, "losses": result.losses}
-        records = Bag({k: torch.from_numpy(v.copy()) for k, v in arrays.items()}, seconds=seconds, curves=curves)
-        tensors = Bag(result.weights)
-        done = int((~np.isnan(result.R)).any((0, 2)).sum())
-        learner.load_state_dict(
-            Bag(result.kept, params=tensors, buffers=tensors, records=records, done=torch.tensor(done))
-        )
+        settings, state = growth.state_of(result)
+        learner = cls(growth.method_of(result, method), stream, seeds=result.seeds, **settings | options)
+        growth.refuse_another(result, learner)
+        learner.load_state_dict(state)
         return learner
 
     # --- the networks ------------------------------------------------------------------------------------
@@ -264,7 +249,7 @@ class Learner:
                 torch.manual_seed(generator(self.seeds[group[0]], f"global {self.met}").initial_seed())
                 Loop(
                     self, self.method, self.networks, self.state, samples, group, options, epochs,
-                    _Told(self, tasks[-1], options, recorded, steps), accuracy, stop, self.capture,
+                    Told(self, tasks[-1], options, recorded, steps), accuracy, stop, self.capture,
                 ).run()  # fmt: skip
 
     # --- tasks that were not known ------------------------------------------------------------------------
@@ -282,32 +267,9 @@ class Learner:
         self.grow(stream)
         return stream.tasks - 1
 
-    @torch.no_grad()
     def grow(self, stream) -> None:
         """Go on with a longer stream, whose first tasks are those of the present one."""
-        stream = stream.to(self.device)
-        if stream.tasks < self.stream.tasks or [list(r) for r in stream.rows[: self.stream.tasks]] != [
-            list(r) for r in self.stream.rows
-        ]:
-            raise InputError(f"{stream} does not begin as {self.stream} does: make it with stream.extended(…).")
-        more = stream.outputs - self.stream.outputs
-        module, tensors = self.module, {**self.params, **self.buffers}
-        shapes = lambda: {name: p.shape[1:] for name, p in self.params.items()}
-        before = shapes()
-        if more:
-            module, tensors = with_rows(module, tensors, more, self.random(purpose=f"rows {stream.outputs}"))
-        after = {name: tensors[name].shape[1:] for name in before}
-        growth = Growth((self.stream.tasks, stream.tasks), (self.stream.outputs, stream.outputs), before, after)
-        self.state, moments = self.method.grow(self.state, growth), self.networks.moments
-        self.rebuild(module, tensors)
-        if moments:
-            size = lambda name, t: (len(t), *(after[name] if t.shape[1:] == before[name] else t.shape[1:]))
-            self.networks.moments = Bag(
-                {n: Bag({k: padded(t, size(n, t)) for k, t in known.items()}) for n, known in moments.items()}
-            )
-        self.stream, self.rows = stream, Rows(stream, self.options.loss_over, self.device)
-        self.records.widen(stream.tasks, stream.outputs)
-        self.progress.tasks = stream.tasks
+        growth.grow(self, stream.to(self.device))
 
     # --- what counts -------------------------------------------------------------------------------------
 
@@ -475,57 +437,3 @@ class Learner:
         self.records.load_state_dict(kept.records)
         self.active = kept.active.nonzero().flatten().tolist()
         self.done = self.met = int(kept.done)
-
-
-def refuse_if_told(method, stream, options: Options) -> None:
-    """Refuse what has to know where a task begins or ends on a stream that does not say it."""
-    asked = [hook for hook in ("before_task", "after_task", "fit") if method.has(hook)]
-    if asked:
-        raise InputError(
-            f"{method.key} has to be told where a task begins or ends ({', '.join(asked)}), and this stream was made "
-            "with boundaries=False: choose a method that is not, such as er, der or upgd, or boundaries=True."
-        )
-    if options.schedule is not None:
-        raise InputError("A schedule begins anew with each task, so boundaries=False contradicts it: leave it out.")
-    if stream.scenario == "task":
-        raise InputError(
-            "Task-incremental learning tells the task of every sample, so boundaries=False contradicts it: choose "
-            "scenario='class' or 'domain'."
-        )
-
-
-class _Told:
-    """What a training loop tells the learner: kept, shown, and passed on to callbacks."""
-
-    def __init__(self, learner: Learner, task: int, options: Options, recorded: bool, planned: dict[int, int]):
-        self.learner, self.task, self.options, self.recorded = learner, task, options, recorded
-        self.planned, self.steps = planned, 0
-
-    def step(self, batch, loss: Tensor) -> None:
-        learner = self.learner
-        self.steps += 1
-        learner.progress.step(self.task, batch.epoch, batch.positions, self.planned)
-        if learner.on_step is not None:
-            learner.on_step(learner, batch)
-        learner.tell("on_step", self.task, batch.epoch, self.steps, batch.positions, loss)
-
-    def epoch(self, epoch: int, means: dict[int, float], running: tuple[int, ...]) -> tuple[int, ...]:
-        """Mean losses of the seeds that ran an epoch; returns those that have not diverged."""
-        learner = self.learner
-        if self.recorded:
-            for position, mean in means.items():
-                learner.records.loss(position, self.task, epoch, mean)
-        running = tuple(i for i in running if i in learner.active)
-        learner.progress.epoch(self.task, epoch, learner.records, running)
-        learner.tell("on_epoch", self.task, epoch, self.steps, tuple(means), np.array(list(means.values())))
-        return running
-
-    def lost(self, position: int, epoch: int, step: int, what: str) -> None:
-        learner = self.learner
-        error = diverged(learner.method, self.options, learner.seeds[position], self.task, epoch, step, what)
-        if self.options.on_divergence == "raise":
-            raise error
-        learner.active.remove(position)
-        if not learner.active:
-            raise Diverged(f"Every seed diverged. The last was {error}")
-        learner.progress.say(str(error))

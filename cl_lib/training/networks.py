@@ -22,7 +22,7 @@ class Networks:
         dtype: of floating-point tensors.
         half: whether forward passes run in bfloat16 under autocast.
         keep: whether what the optimiser knows of each parameter is kept from one training to the next, in ``moments``,
-            ``[S, …]`` by parameter and name; None where it is not.
+            ``[S, …]`` by name and parameter; None where it is not.
     """
 
     def __init__(self, models, device: torch.device, dtype: torch.dtype, half: bool = False, keep: bool = False):
@@ -51,9 +51,10 @@ class Networks:
 
     def remember(self, optimizer, group: tuple[int, ...]) -> None:
         """Give an optimiser what an earlier one knew; zeros are what a new one begins with."""
-        for name, known in self.moments.items():
-            for i in group:
-                optimizer.state[self.leaves[i][name]].update({k: t[i].clone() for k, t in known.items()})
+        for key, known in self.moments.items():
+            for name, t in known.items():
+                for i in group:
+                    optimizer.state[self.leaves[i][name]][key] = t[i].clone()
 
     def keep(self, optimizer, group: tuple[int, ...]) -> None:
         """Keep what an optimiser knows, ``[S, …]``."""
@@ -61,8 +62,8 @@ class Networks:
             for name, leaf in self.leaves[i].items():
                 for key, t in optimizer.state[leaf].items():
                     if isinstance(t, Tensor):
-                        kept = self.moments.setdefault(name, Bag())
-                        kept.setdefault(key, t.new_zeros(len(self.leaves), *t.shape))[i] = t
+                        kept = self.moments.setdefault(key, Bag())
+                        kept.setdefault(name, t.new_zeros(len(self.leaves), *t.shape))[i] = t
 
     def autocast(self):
         """The context in which forward passes run."""

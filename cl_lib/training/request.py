@@ -117,6 +117,23 @@ def check_stream(stream) -> None:
         raise InputError(f"{stream!r} is not a stream of tasks: make one, such as cl_lib.split('digits').")
 
 
+def refuse_if_told(method, stream, options: Options) -> None:
+    """Refuse what has to know where a task begins or ends on a stream that does not say it."""
+    asked = [hook for hook in ("before_task", "after_task", "fit") if method.has(hook)]
+    if asked:
+        raise InputError(
+            f"{method.key} has to be told where a task begins or ends ({', '.join(asked)}), and this stream was made "
+            "with boundaries=False: choose a method that is not, such as er, der or upgd, or boundaries=True."
+        )
+    if options.schedule is not None:
+        raise InputError("A schedule begins anew with each task, so boundaries=False contradicts it: leave it out.")
+    if stream.scenario == "task":
+        raise InputError(
+            "Task-incremental learning tells the task of every sample, so boundaries=False contradicts it: choose "
+            "scenario='class' or 'domain'."
+        )
+
+
 @dataclass(frozen=True)
 class Execution:
     """Where and how a run is carried out; none of it changes a number beyond rounding.

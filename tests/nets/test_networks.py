@@ -9,7 +9,7 @@ from torch.func import functional_call, stack_module_state, vmap
 
 from cl_lib.errors import InputError
 from cl_lib.nets.dropout import SeedDropout, prepare, stackable
-from cl_lib.nets.networks import alexnet, build, cnn, mlp, parameter_count, resnet18, resnet50
+from cl_lib.nets.networks import alexnet, build, cnn, mlp, resnet18, resnet50
 
 SHAPES = {"digits": (1, 8, 8), "mnist": (1, 28, 28), "cifar": (3, 32, 32)}
 DIGITS = SHAPES["digits"]
@@ -20,6 +20,10 @@ SMALL = {
     "resnet18": partial(resnet18, width=2),
     "resnet50": partial(resnet50, width=2),
 }
+
+
+def parameter_count(module):
+    return sum(p.numel() for p in module.parameters() if p.requires_grad)
 
 
 def equal(a, b):

@@ -6,6 +6,7 @@ import time
 
 import numpy as np
 import torch
+from torch.utils import _pytree as pytree
 
 from cl_lib.errors import InputError
 from cl_lib.methods.eidetic import ownership
@@ -23,7 +24,7 @@ class Apprentice:
 
     def __init__(self, method, learner, task: int, position: int):
         self.method, self.learner, self.task, self.position = method, learner, task, position
-        one = lambda tensors: {k: t[position] for k, t in tensors.items()}
+        one = lambda tree: pytree.tree_map(lambda t: t[position], tree)
         self.params, self.buffers, self.state = one(learner.params), one(learner.buffers), one(learner.state)
         self.module, self.owner = learner.module, self.state["owner"]
         self.structure = learner.module.structure.to(learner.device)
@@ -253,7 +254,7 @@ class Apprentice:
         chosen = self.index[order[:n].to(self.index.device)]
         start = int(learner.state.count[self.position])
         for name, values in learner.sample(self.position, self.task, chosen).items():
-            self.state["images"][name][start : start + len(chosen)] = values
+            learner.state.images[name][self.position, start : start + len(chosen)] = values
         learner.state.count[self.position] += len(chosen)
         kept = learner.state.images
         x = learner.seen(kept, range(len(learner.seeds)))

@@ -1,0 +1,67 @@
+"""What a stream can be made with: everything else is refused in a sentence."""
+
+from collections.abc import Sequence
+from numbers import Real
+
+import numpy as np
+
+from cl_lib.data.augment import Augment
+from cl_lib.data.datasets import Dataset
+from cl_lib.data.layout import RULES
+from cl_lib.errors import InputError, suggest
+
+SCENARIOS = "task", "domain", "class"
+NORMALISE = "standard", "centre", "none"
+
+
+def check(data, scenario, sizes, normalise, validation, blurry, augment, boundaries, rule) -> None:
+    if not len(sizes) or max(sizes) > len(data.classes):
+        raise InputError(
+            f"sizes={list(sizes)} cannot be used: give the number of classes of each task, "
+            f"at most the {len(data.classes)} of {data.name!r}."
+        )
+    if scenario not in SCENARIOS:
+        raise suggest(scenario, SCENARIOS, "scenario")
+    if normalise not in NORMALISE:
+        raise suggest(normalise, NORMALISE, "way to normalise")
+    for name, share, what in (
+        ("validation", validation, "hold out"),
+        ("blurry", blurry, "train on in other tasks"),
+    ):
+        if isinstance(share, bool) or not isinstance(share, Real) or not 0 <= share < 1:
+            raise InputError(
+                f"{name}={share!r} cannot be used: give the share of training images to "
+                f"{what}, from 0 up to but not including 1."
+            )
+    if isinstance(augment, type) or not (isinstance(augment, bool | Augment) or callable(augment)):
+        raise InputError(
+            f"augment={augment!r} cannot be used: give True, False, Augment(crop=…, flip=…), or a function of a batch."
+        )
+    if not isinstance(boundaries, bool):
+        raise InputError(f"boundaries={boundaries!r} cannot be used: give True, or False for a stream without them.")
+    if rule is not None and rule not in RULES:
+        raise suggest(rule, RULES, "rule for output rows")
+    if rule is not None and scenario not in RULES[rule]:
+        fitting = " or ".join(repr(name) for name, scenarios in RULES.items() if scenario in scenarios)
+        raise InputError(f"rows={rule!r} means nothing in the scenario {scenario!r}: give {fitting}, or leave it out.")
+
+
+def order_of(order: str | Sequence[int], data: Dataset) -> str | list[int]:
+    if isinstance(order, str):
+        if order not in ("fixed", "per-seed"):
+            raise suggest(order, ("fixed", "per-seed"), "class order")
+        return order
+    given = np.asarray(order).ravel().tolist()
+    if sorted(given) != list(range(len(data.classes))):
+        raise InputError(
+            f"order={given} is no order of the classes of {data.name!r}: "
+            f"give each number from 0 to {len(data.classes) - 1} once."
+        )
+    return given
+
+
+def whole(value: int, what: str) -> int:
+    """The value as an int; InputError unless it is a whole number from 1 up."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
+        raise InputError(f"{what}={value!r} cannot be used: give a whole number from 1 up.")
+    return int(value)
