@@ -250,13 +250,13 @@ def test_agem_projection(g, r):
 
 def test_agem_steps_do_not_raise_the_reference_loss():
     """To first order, with plain SGD: a small step changes the loss on the memory by less than it would untouched."""
-    how = {"epochs": 1, "batch_size": 8, "hidden": (16,), "dtype": "float64"}
-    first = Learner("agem", stream("domain"), memory=50, lr=0.02, **how)
+    how = QUICK | {"dtype": "float64"}
+    first = Learner("agem", stream("domain"), memory=50, **how)
     first.learn()
     x, y = first.seen(first.state.buffer, (0,))[0, :10], first.state.buffer.y[0, :10]  # a fifth of the memory each task
 
     def rises(method, **parameters):
-        learner = Learner(method, stream("domain"), lr=1e-4, **how, **parameters)
+        learner = Learner(method, stream("domain"), **how | {"lr": 1e-4}, **parameters)
         for name, tensor in learner.params.items():
             tensor.copy_(first.params[name])
         learner.state, learner.done = first.state if method == "agem" else learner.state, 1

@@ -413,7 +413,7 @@ def test_a_host_of_task_incremental_learning_alone_is_refused():
         scenarios = ("task",)
         key = "alone"
 
-    with pytest.raises(cl_lib.InputError, match="alone cannot be ReCL's host"):
+    with pytest.raises(cl_lib.InputError, match="alone cannot be the host of recl"):
         make("recl", host=Alone())
 
 
