@@ -1,4 +1,5 @@
 # make book        execute the notebooks and build the book: _build/html/index.html
+# make pdf         print the book: _build/why-networks-forget.pdf (needs Chromium)
 # make test        every test: library, notebooks, the book in a browser
 # make notebooks   store fresh outputs in the notebooks
 # make bench       the methods' speed beside a bare PyTorch loop and peers
@@ -6,7 +7,7 @@
 # make clean       remove what was built (make distclean: the environment too)
 
 .DEFAULT_GOAL := book
-.PHONY: book test notebooks bench lint format clean distclean environment
+.PHONY: book pdf test notebooks bench lint format clean distclean environment
 
 # The first of these that is Python 3.11 or later; `make PYTHON=… book` names another.
 PYTHON ?= $(firstword $(foreach p,python3 python3.12 python3.11 python3.13 python,$(shell \
@@ -36,6 +37,9 @@ $(STAMP):
 
 book: $(STAMP)
 	@$(BIN)/python book/build.py
+
+pdf: $(STAMP)
+	@$(BIN)/python book/pdf.py
 
 notebooks: $(STAMP)
 	@$(BIN)/python book/build.py --refresh

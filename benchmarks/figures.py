@@ -106,7 +106,9 @@ def routing(work, rounds):
 
     for _ in range(20 * rounds):
         reference = timed(plain)
-        yield timed(torch.no_grad()(lambda: scores(learner, (0,), x))) / reference
+        yield (
+            timed(torch.no_grad()(lambda: scores(learner.networks, learner.method, learner.state, (0,), x))) / reference
+        )
 
 
 routing.limit = "<=", 1.1

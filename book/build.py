@@ -7,14 +7,17 @@ python book/build.py --refresh    execute, and store the outputs in the notebook
 
 import argparse
 import base64
+import itertools
 import re
 import shutil
 import subprocess
 import sys
 import time
+from io import BytesIO
 from pathlib import Path
 
 import yaml
+from PIL import Image
 
 from cl_lib.report import notebooks
 
@@ -54,12 +57,31 @@ def refresh(root: Path = ROOT, executed: Path | None = None, jobs: int | None = 
         fresh = notebooks.strip(notebooks.read(executed / path.name))
         notebooks.write(notebooks.with_install(fresh, **repository(root)), path)
         for cell in notebooks.tagged(fresh, "readme"):
-            [picture] = [o.data["image/png"] for o in cell.outputs if "image/png" in o.get("data", {})]
-            (root / "book" / "_static" / "readme.png").write_bytes(base64.b64decode(picture))
+            panels = [o.data["image/png"] for o in cell.outputs if "image/png" in o.get("data", {})]
+            (root / "book" / "_static" / "readme.png").write_bytes(beside(map(base64.b64decode, panels)))
 
 
-def build(out: Path | None = None, root: Path = ROOT, tracked: bool = False, jobs: int | None = None) -> Path:
+def beside(pictures) -> bytes:
+    """PNGs of one height as one, on white: a README cannot set panels beside each other, or choose a theme."""
+    pictures = [Image.open(BytesIO(picture)).convert("RGBA") for picture in pictures]
+    whole = Image.new("RGB", (sum(p.width for p in pictures), max(p.height for p in pictures)), "white")
+    for picture, end in zip(pictures, itertools.accumulate(p.width for p in pictures), strict=True):
+        whole.paste(picture, (end - picture.width, 0), picture)
+    file = BytesIO()
+    whole.save(file, "PNG", optimize=True)
+    return file.getvalue()
+
+
+def build(
+    out: Path | None = None,
+    root: Path = ROOT,
+    tracked: bool = False,
+    jobs: int | None = None,
+    builder: str = "html",
+) -> Path:
     """Build the book at `root` into the folder `out` (default: _build/html) and return the front page.
+
+    With the builder `singlehtml` the front page holds all the others.
 
     The pages are made from a copy, so that no tracked file is touched, and replace the former ones only when
     all of them were made. Raises NotebookFailed or BuildFailed.
@@ -90,9 +112,10 @@ def build(out: Path | None = None, root: Path = ROOT, tracked: bool = False, job
     for path, result in executed.items():
         notebooks.write(notebooks.strip(notebooks.read(result)), copy / path.relative_to(root))
     print("Building the pages", flush=True)
-    _sphinx(copy, work)
-    made = work / "_build" / "html"
-    missing = [page for page in [*pages(root), "index"] if not (made / f"{page}.html").is_file()]
+    _sphinx(copy, work, builder)
+    made = work / "_build" / builder
+    expected = ["index"] if builder == "singlehtml" else [*pages(root), "index"]
+    missing = [page for page in expected if not (made / f"{page}.html").is_file()]
     if missing:
         raise BuildFailed(f"The build ended without these pages: {', '.join(missing)}.")
     shutil.rmtree(out, ignore_errors=True)
@@ -101,7 +124,7 @@ def build(out: Path | None = None, root: Path = ROOT, tracked: bool = False, job
     return out / "index.html"
 
 
-def _sphinx(source: Path, out: Path) -> None:
+def _sphinx(source: Path, out: Path, builder: str) -> None:
     start = "from jupyter_book.cli.main import main; main()"
     command = [
         sys.executable,
@@ -111,6 +134,8 @@ def _sphinx(source: Path, out: Path) -> None:
         str(source),
         "--path-output",
         str(out),
+        "--builder",
+        builder,
         "-W",
         "-n",
         "--keep-going",

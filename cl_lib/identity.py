@@ -161,7 +161,7 @@ class _Reach:
 
     def _cannot(self, thing, name: str):
         self.uncovered.add(f"{name} ({type(thing).__name__})")
-        return dotted(type(thing))
+        return type(thing).__name__
 
     def _describe(self, thing, name: str):
         token = lambda *values: [self.token(v, name) for v in values]
@@ -199,11 +199,11 @@ class _Reach:
             case types.MemberDescriptorType() | types.GetSetDescriptorType():
                 return thing.__name__
             case _ if hasattr(thing, "__wrapped__"):  # functools.cache, …
-                return dotted(type(thing)), *token(thing.__wrapped__)
+                return type(thing).__name__, *token(thing.__wrapped__)
         reduce = copyreg.dispatch_table.get(type(thing))  # what pickle would keep
         state = reduce(thing) if reduce else thing.__reduce_ex__(4)
         if isinstance(state, str):
-            return dotted(type(thing)), state
+            return type(thing).__name__, state
         rest = [None if part is None else list(part) for part in state[3:5]]
         return token(*state[:3], *(tuple(part or ()) for part in rest))
 

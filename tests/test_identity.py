@@ -15,7 +15,7 @@ from torch import nn
 
 import cl_lib
 from cl_lib import run
-from cl_lib.identity import code, identify, made
+from cl_lib.identity import code, digest, file_name, identify, made
 from cl_lib.methods import er, lwf
 from cl_lib.methods._base import REGISTERED
 from cl_lib.methods._registry import make, registry
@@ -377,6 +377,13 @@ def test_two_processes_give_the_same_digests():
     assert all(uncovered == [] for _, uncovered in json.loads(told[0]).values())
     here = {key: [reached(kind(), stream(), Options())[0]["method"]] for key, kind in registry().items()}
     assert all(digests["method"] == here[key][0] for key, (digests, _) in json.loads(told[0]).items())
+
+
+def test_settings_have_the_name_that_they_always_had_and_code_another():
+    config = {"method": "er", "lr": 0.1}
+    assert digest(config, (0,)) == digest({**config, "code": {"method": "1"}}, (0,)) == "18597ac36f24"
+    names = {file_name("er", {**config, "code": {"method": kind}}, (0,)) for kind in "12"}
+    assert len(names) == 2 and all(name.startswith("er-18597ac36f24-") for name in names)
 
 
 # --- what cannot be covered ------------------------------------------------------------------------------------

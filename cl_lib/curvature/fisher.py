@@ -149,7 +149,7 @@ def draw_labels(net: Net, x: Tensor, rows: Tensor | None, generator: torch.Gener
 def per_sample_gradients(
     net: Net, x: Tensor, y: Tensor, rows: Tensor | None = None, chunk: int | None = None
 ) -> dict[str, Tensor]:
-    """∇_θ −log p_{y_n}(x_n) of each sample n, in eval mode: by name, [N, *shape of the parameter].
+    """∇_θ −log p_{y_n}(x_n) of each sample n, in eval mode: by name, ``[N, …]``.
 
     Arguments as in `diagonal`. Raises InputError for a module that `vmap` cannot carry.
     """

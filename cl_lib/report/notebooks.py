@@ -180,13 +180,20 @@ def strip(notebook) -> nbformat.NotebookNode:
 
 
 def with_install(notebook, url: str, branch: str = "main") -> nbformat.NotebookNode:
-    """`notebook` with a first code cell that installs the library in Colab; without one while `url` is empty.
+    """`notebook` with a first code cell that finds or installs the library; without one while `url` is empty.
 
     In place. The cell is made from the book's configuration, so that the address stands in one file only.
     """
     notebook.cells = [cell for cell in notebook.cells if COLAB not in cell.metadata.get("tags", ())]
     if url:
-        source = f'import sys\n\nif "google.colab" in sys.modules:\n    %pip install --quiet git+{url}@{branch}'
+        source = (
+            "from importlib.util import find_spec\n\n"
+            'if find_spec("cl_lib") is None:\n'
+            f"    %pip install --quiet git+{url}@{branch}\n"
+            f'    print("cl_lib was installed from {url}")\n'
+            "else:\n"
+            '    print("cl_lib is installed")'
+        )
         cell = nbformat.v4.new_code_cell(source, id=COLAB, metadata={"tags": [COLAB, "remove-cell"]})
         notebook.cells.insert(next(i for i, c in enumerate(notebook.cells) if c.cell_type == "code"), cell)
     return notebook

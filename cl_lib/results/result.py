@@ -222,7 +222,7 @@ class Result:
         method = method or self.answering or from_config(self.method, self.config.get("parameters", {}))
         if method.has("predict") and "state" not in self.kept:
             raise InputError(f"This result does not hold what {self.method} keeps, so it cannot answer: run it again.")
-        module = self.model(seed, network)
+        module = self.model(seed, network or self.network or (lambda: self._rebuild(method)))
         params = {name: p.detach() for name, p in module.named_parameters() if p.requires_grad}
         buffers = {name: t for name, t in self._tensors(module).items() if name not in params}
         net = Net(module, params, buffers, training=False)
@@ -278,12 +278,12 @@ class Result:
     def _tensors(module: nn.Module) -> dict[str, Tensor]:
         return {k: t.detach() for k, t in {**dict(module.named_parameters()), **dict(module.named_buffers())}.items()}
 
-    def _rebuild(self) -> nn.Module:
+    def _rebuild(self, method: Method | None = None) -> nn.Module:
         name, shape, outputs = self.config.get("network"), self.stream.get("shape"), self.per_class.shape[-1]
         if name not in networks.NETWORKS or shape is None:
             raise InputError("A file holds weights, but not your network: pass it as model(seed, network=…).")
         network = networks.build(name, tuple(shape), outputs, tuple(self.config.get("hidden", ())))
-        method = self.answering or from_config(self.method, self.config.get("parameters", {}))
+        method = method or self.answering or from_config(self.method, self.config.get("parameters", {}))
         return method.build(network, Outline(self.scenario, self.tasks, outputs, self.rows, tuple(shape)))
 
     # --- files and groups --------------------------------------------------------------------------------

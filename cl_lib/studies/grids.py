@@ -1,7 +1,8 @@
 """Studies: many runs described in one file, ``notebooks/experiments/*.yaml``, and run by one command.
 
 A study is every combination of what it varies with its methods. A run that is in the results file already is not
-repeated, so that a killed study goes on; a run that fails is recorded with its error and does not stop the others.
+repeated, so that a killed study goes on, and any number of processes may run one study together. A run that diverges
+is recorded with its error, one that fails otherwise is told and tried again by the next start; neither stops another.
 
 A setting may be a range, such as ``lr: {log: [1.0e-4, 0.1]}``. It is then searched first, as the study's
 ``search: {trials: 100, validation: 0.1, seed: 1000}`` says, for the accuracy on held-out training images after the
@@ -9,7 +10,8 @@ last task, and all seeds run with what was best. The trials are kept beside the 
 """
 
 import itertools
-import json
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import joblib
@@ -20,13 +22,13 @@ import yaml
 from cl_lib import search
 from cl_lib.data import kinds
 from cl_lib.errors import Diverged, InputError, suggest
-from cl_lib.files import replacing, writable
-from cl_lib.identity import provenance
+from cl_lib.files import writable
 from cl_lib.naming import is_named
+from cl_lib.studies.table import Table, name_of, read_rows
 from cl_lib.training.learner import Learner
 from cl_lib.training.progress import Countdown
-from cl_lib.training.request import separate
-from cl_lib.training.runs import run
+from cl_lib.training.request import reached, separate
+from cl_lib.training.runs import processes, run
 
 MEASURED = ("acc", "bwt", "forgetting", "learning_accuracy")
 SEARCH = {"trials": 100, "validation": 0.1, "seed": 1000}
@@ -74,8 +76,8 @@ def parts(cell: dict) -> tuple[str, tuple[str, str | None], dict, dict]:
     return cell["method"], (kind, cell.get("dataset")), about, others
 
 
-def check(cell: dict) -> None:
-    """Refuse a run that cannot be meant, before any data are read."""
+def check(cell: dict):
+    """A run's method and options, without any data. Raises InputError for a run that cannot be meant."""
     fixed = {k: next(iter(v.values()))[0] if search.is_range(v) else v for k, v in cell.items()}
     own_stream = is_named(fixed.get("stream"))
     for name in ("method", *["dataset"] * (not own_stream)):
@@ -85,7 +87,7 @@ def check(cell: dict) -> None:
     if not own_stream and not is_named(dataset) and dataset not in kinds.NAMES:
         raise suggest(dataset, kinds.NAMES, "dataset")
     kinds.refuse_unknown(kind, about)
-    separate(method, settings)
+    return separate(method, settings)
 
 
 # --- running ----------------------------------------------------------------------------------------------
@@ -95,47 +97,97 @@ def run_study(path, study: str, out, seeds=None, device="auto", root=None, repor
     """Run a study, seed by seed, and write ``<file>-<study>.json`` under ``out`` after every run; returns its path.
 
     The file holds ``provenance`` and ``rows``: one for each run and seed, its settings under ``run``, what was
-    searched under ``chosen``, its metrics (fractions) and seconds, or ``error``. ``jobs`` processes of one thread
-    share the runs.
+    searched under ``chosen``, its metrics (fractions) and seconds, or ``error``, and a digest of its ``code``. ``jobs``
+    processes of one thread share the runs.
+
+    Raises InputError for a study that cannot be meant, and, after all others, for runs that failed.
     """
     grid = read(path)
     runs, about = cells(grid, study), grid["studies"][study]
     for cell in runs:
         check(cell)
     place = writable(out) / f"{Path(path).stem}-{study}.json"
-    kept = json.loads(place.read_text("utf-8"))["rows"] if place.is_file() else []
-    done = {_name(row["run"], row["seed"]) for row in kept}
-    todo = [
-        (cell, seed)
+    table = Table(place, {"grid": Path(path).name, "study": study})
+    wanted = {
+        name_of(cell, seed): (cell, seed)
         for seed, cell in itertools.product(range(seeds or about.get("seeds", 1)), runs)
-        if _name(cell, seed) not in done
-    ]
-    workers = joblib.Parallel(n_jobs=jobs, return_as="generator_unordered")
-    alone = jobs == 1
+    }
+    done = {name: row for name, row in table.rows().items() if name in wanted}
+    todo = {name: run for name, run in wanted.items() if name not in done}
+    if done:
+        report(f"{len(done)} of {len(wanted)} runs are in {place.name} already{_by_other_code(done.values())}")
+    workers, where = processes(jobs, return_as="generator_unordered"), (device, root, jobs == 1)
+    failed = []
+
+    def tell(what: str, outcome, count: Countdown) -> None:
+        if isinstance(outcome, Exception):
+            failed.append(outcome)
+        report(f"{what}  {_in_words(outcome)}  [{count.one()}]")
 
     how = SEARCH | about.get("search", {}) | {"place": str(place.with_suffix(".trials"))}
-    chosen, unknown = {}, {_name(cell): cell for cell, _ in todo if ranges(cell)}
-    searches = Countdown(len(unknown))
-    for name, best in workers(joblib.delayed(_searched)(cell, how, device, root, alone) for cell in unknown.values()):
+    unknown = {name_of(cell): cell for cell, _ in todo.values() if ranges(cell)}
+    search_all = lambda left: workers(joblib.delayed(_searched)(table, cell, how, *where) for cell in left)
+    chosen: dict = {name_of(cell): {} for cell in runs}
+    count = Countdown(len(unknown))
+    for name, best in _shared(unknown, search_all, report):
         chosen[name] = best
-        report(f"searched  {_told(unknown[name], grid)}  {best}  [{searches.one()}]")
+        tell(f"searched  {_told(unknown[name], grid)}", best, count)
 
-    runs_left = Countdown(len(todo))
-    for cell, seed, row in workers(
-        joblib.delayed(_measured)(cell, chosen.get(_name(cell), {}), seed, device, root, alone) for cell, seed in todo
-    ):
-        kept.append({"run": cell, "seed": seed, **row})
-        with replacing(place) as temporary:
-            lines = ",\n".join(json.dumps(row) for row in kept)
-            origin = json.dumps(provenance() | {"grid": Path(path).name, "study": study})
-            temporary.write_text(f'{{"provenance": {origin},\n"rows": [\n{lines}\n]}}\n', "utf-8")
-        told = row.get("error") or f"acc {row['acc']:.3f}  bwt {row['bwt']:.3f}  {row['seconds']:.0f} s"
-        report(f"seed {seed}  {_told(cell, grid)}  {told}  [{runs_left.one()}]")
+    known = {name: run for name, run in todo.items() if isinstance(chosen[name_of(run[0])], dict)}
+    run_all = lambda left: workers(
+        joblib.delayed(_measured)(table, cell, chosen[name_of(cell)], seed, *where) for cell, seed in left
+    )
+    count = Countdown(len(known))
+    for name, row in _shared(known, run_all, report):
+        cell, seed = known[name]
+        tell(f"seed {seed}  {_told(cell, grid)}", row, count)
+    if failed:
+        kind = InputError if all(isinstance(error, InputError) for error in failed) else RuntimeError
+        raise kind(f"{len(failed)} runs of {study} failed; the same command tries them again. The last: {failed[-1]}")
     return place
 
 
-def _name(*what) -> str:
-    return json.dumps(what, sort_keys=True)
+def _shared(todo: dict, attempt: Callable, report) -> Iterator[tuple[str, object]]:
+    """Names and outcomes of all that is to be done, tried again while another process has it.
+
+    ``attempt(values)`` gives pairs of a name and an outcome, None where another process is at it.
+    """
+    left, waiting = dict(todo), False
+    while left:
+        before = len(left)
+        for name, outcome in attempt(list(left.values())):
+            if outcome is not None:
+                del left[name]
+                yield name, outcome
+        if left and not waiting:
+            report(f"{len(left)} with another process: waiting")
+        waiting = bool(left)
+        if len(left) == before:
+            time.sleep(1)
+
+
+def _by_other_code(rows) -> str:
+    """Words for rows that the present code has not made; those that do not say what made them count as its own."""
+    now, other, parts = {}, 0, {}
+    for row in rows:
+        if then := row.get("code"):
+            name = name_of(row["run"])
+            if name not in now:
+                method, options = check(row["run"])
+                now[name], _ = reached(method, None, options, Learner)
+            differing = {part: None for part in now[name] if then.get(part) != now[name][part]}
+            parts |= differing
+            other += bool(differing)
+    if not other:
+        return ""
+    return f", {other} of them by other code ({', '.join(parts)} differs): take their rows out to run them again"
+
+
+def _in_words(outcome) -> str:
+    """What a search or a run came to."""
+    if isinstance(outcome, dict) and "acc" in outcome:
+        return f"acc {outcome['acc']:.3f}  bwt {outcome['bwt']:.3f}  {outcome['seconds']:.0f} s"
+    return str(outcome["error"] if isinstance(outcome, dict) and "error" in outcome else outcome)
 
 
 def _told(cell: dict, grid: dict) -> str:
@@ -150,8 +202,8 @@ def _prepared(cell: dict, root, alone: bool, **changes):
     return method, kinds.make_stream(*source, root, **about), options
 
 
-def _searched(cell: dict, how: dict, device, root, alone: bool) -> tuple[str, dict]:
-    """The best values of a run's ranges, with the run's name."""
+def _searched(table: Table, cell: dict, how: dict, device, root, alone: bool) -> tuple[str, dict | Exception | None]:
+    """The best values of a run's ranges, with the run's name; None where another process searches them."""
 
     def held_out(settings: dict) -> float:
         method, stream, options = _prepared(cell, root, alone, validation=how["validation"], **settings)
@@ -163,28 +215,50 @@ def _searched(cell: dict, how: dict, device, root, alone: bool) -> tuple[str, di
             return float("nan")
         return float(sum(learner.accuracy(task, "valid") for task in range(stream.tasks)) / stream.tasks)
 
-    name = _name(cell)
-    return name, search.optimise(held_out, ranges(cell), how["trials"], how["place"], name, "maximize")
+    name = name_of(cell)
+    with table.claim(name) as mine:
+        if not mine:
+            return name, None
+        try:
+            return name, search.optimise(held_out, ranges(cell), how["trials"], how["place"], name, "maximize")
+        except Exception as error:
+            return name, _failure(error)
 
 
-def _measured(cell: dict, chosen: dict, seed: int, device, root, alone: bool) -> tuple[dict, int, dict]:
-    method, stream, options = _prepared(cell, root, alone, **chosen)
-    extra = {"chosen": chosen} if chosen else {}
-    try:
-        result = run(method, stream, seeds=(seed,), device=device, **options)
-    except Diverged as error:
-        return cell, seed, extra | {"error": str(error)}
+def _measured(table: Table, cell: dict, chosen: dict, seed: int, device, root, alone: bool):
+    """A run's name and the row that it has in the table now; None where another process is at it."""
+    name = name_of(cell, seed)
+    with table.claim(name) as mine:
+        if not mine:
+            return name, None
+        if name in (there := table.rows()):  # another process was faster
+            return name, there[name]
+        try:
+            method, stream, options = _prepared(cell, root, alone, **chosen)
+            found = _metrics(run(method, stream, seeds=(seed,), device=device, **options))
+        except Diverged as error:
+            found = {"error": str(error)}
+        except Exception as error:
+            return name, _failure(error)
+        table.add({"run": cell, "seed": seed, **({"chosen": chosen} if chosen else {}), **found})
+        return name, found
+
+
+def _metrics(result) -> dict:
     row = result.metrics().iloc[0]
     found = {name: round(float(row[name]), 5) for name in MEASURED}
-    return cell, seed, extra | found | {"seconds": round(result.seconds["train"], 2)}
+    return found | {"seconds": round(result.seconds["train"], 2), "code": result.config["code"]}
+
+
+def _failure(error: Exception) -> Exception:
+    """What went wrong, as something that a process can hand to another."""
+    known = isinstance(error, InputError)
+    return InputError(str(error)) if known else RuntimeError(f"{type(error).__name__}: {error}")
 
 
 def frame(path) -> pd.DataFrame:
     """The rows of a results file as a table: each setting, ``seed``, metrics and seconds a column."""
-    if not Path(path).is_file():
-        raise InputError(f"There is no file {path}: make it with `python -m cl_lib study`.")
-    rows = json.loads(Path(path).read_text("utf-8"))["rows"]
-    apart = ("run", "chosen")
+    rows, apart = read_rows(path), ("run", "chosen", "code")
     measured = [{k: v for k, v in row.items() if k not in apart} for row in rows]
     return pd.DataFrame([{**r["run"], **r.get("chosen", {}), **m} for r, m in zip(rows, measured, strict=True)])
 

@@ -105,7 +105,7 @@ class Learner:
         self.on_step = None
         self.active = list(range(len(self.seeds)))
         self.method.check(self)
-        self._code, _ = reached(self.method, self.stream, self.options, Learner)  # before training changes anything
+        self.code, _ = reached(self.method, self.stream, self.options, Learner)  # before training changes anything
         self.state = self.method.start(self)
         size = len(self.seeds), self.stream.tasks, self.stream.outputs, self.options.epochs
         self.records = Records(*size, self.device)
@@ -404,7 +404,7 @@ class Learner:
 
     def config(self) -> dict:
         """Plain values that identify this run, seeds apart: equal configurations give equal numbers."""
-        return configuration(self.method, self.stream, self.options, self._code)
+        return configuration(self.method, self.stream, self.options, self.code)
 
     def state_dict(self) -> Bag:
         """Everything the next task depends on, as a Bag of tensors: the learner between two tasks."""

@@ -80,7 +80,8 @@ class Records:
 
     def mean_accuracy(self, done: int) -> float | None:
         """Mean over seeds and learned tasks after the last of ``done`` finished tasks."""
-        return None if done == 0 else float(np.nanmean(self.R[:, done - 1, :done]))
+        known = self.R[:, done - 1, :done] if done else self.R[:0]
+        return None if np.isnan(known).all() else float(np.nanmean(known))
 
     def last_loss(self, running) -> float:
         known = self.losses[list(running)][~np.isnan(self.losses[list(running)])]

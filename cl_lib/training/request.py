@@ -12,7 +12,7 @@ from cl_lib.bounds import Bound, Count, check, check_fields, told
 from cl_lib.data.stream import Stream
 from cl_lib.data.views import Until
 from cl_lib.errors import InputError, suggest
-from cl_lib.identity import code, identify, plain
+from cl_lib.identity import as_kept, code, identify, plain
 from cl_lib.methods._base import Method, fields_of
 from cl_lib.methods._registry import check_parameters, make, parameter_names
 from cl_lib.nets import networks
@@ -63,13 +63,14 @@ ASIDE = tuple(
 def reached(method: Method, stream, options: Options, trainer: type) -> tuple[dict[str, str], list[str]]:
     """A digest of the code of each part of a run, and the names of what they reach that no digest covers.
 
-    ``trainer`` is the class that trains, from which the loop and the tests are reached.
+    ``trainer`` is the class that trains, from which the loop and the tests are reached. Without a stream its part is
+    left out.
     """
     members = list(dict.fromkeys([type(method), *map(type, method.members())]))
     parts = {
         "method": [*members, *map(_given, method.members())],
         "network": _code_of_network(options.network),
-        "stream": _code_of_stream(stream),
+        **({} if stream is None else {"stream": _code_of_stream(stream)}),
         "training": [trainer, Options],
     }
     parts |= {name: [value] for name in ("optimizer", "schedule") if callable(value := getattr(options, name))}
@@ -80,11 +81,13 @@ def reached(method: Method, stream, options: Options, trainer: type) -> tuple[di
 
 
 def _given(member: Method) -> dict:
-    """What a method was made with: its parameters, or all its attributes where it does not name them."""
-    values = {name: getattr(member, name) for name in fields_of(type(member)) or vars(member)}
+    """What a method was made with that its settings do not tell: functions, and what no parameter names."""
+    parameters = fields_of(type(member))
+    values = {name: plain(getattr(member, name)) for name in parameters or vars(member)}
     parts = lambda value: value if isinstance(value, list) else [value]  # which are members themselves
-    own = {name: v for name, v in values.items() if not any(isinstance(part, Method) for part in parts(v))}
-    return {type(member).__qualname__: own}
+    told = lambda value: bool(parameters) and identify(value) == as_kept(value)
+    own = {k: v for k, v in values.items() if not (told(v) or any(isinstance(part, Method) for part in parts(v)))}
+    return {type(member).__name__: own}
 
 
 def _code_of_stream(stream) -> list:

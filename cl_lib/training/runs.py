@@ -104,13 +104,12 @@ def run(
     if fresh:
         for file in files:
             file and file.unlink(missing_ok=True)
-    tasks = [(method, stream, group, settings, file) for group, file in zip(groups, files, strict=True)]
+    tasks = [(method, stream, group, settings, code, file) for group, file in zip(groups, files, strict=True)]
     if len(groups) == 1:
         results = [run_group(*tasks[0])]
     else:
         results = processes(jobs)(joblib.delayed(run_in_one_thread)(*task) for task in tasks)
     result = Result.join(results, seeds)
-    result.config = config
     if np.isnan(result.R[:, -1, 0]).all():
         raise Diverged(f"{method.key}: every seed diverged. Lower lr or a strength, or bound the gradient with clip.")
     if place is not None:
@@ -171,9 +170,10 @@ def run_in_one_thread(*task) -> Result:
     return run_group(*task, alone=False)
 
 
-def run_group(method, stream, seeds, settings: dict, checkpoint: Path | None, alone: bool = True) -> Result:
+def run_group(method, stream, seeds, settings, code: dict, checkpoint: Path | None, alone: bool = True) -> Result:
     """All tasks for some seeds in this process, with a checkpoint after each; ``alone`` if there are no others."""
     learner = Learner(method, stream, seeds=seeds, **settings)
+    learner.code = code  # as the process has it that knows the run by it
     if checkpoint is not None and checkpoint.exists():
         load_checkpoint(learner, checkpoint)
     try:

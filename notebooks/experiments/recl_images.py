@@ -15,9 +15,23 @@ import torch
 from cl_lib.files import replacing
 from cl_lib.identity import provenance
 from cl_lib.methods.recl.reconstruction import Settings, labels, search, start
-from cl_lib.methods.recl.similarity import pairs, quality, stretched
+from cl_lib.methods.recl.similarity import pairs, quality, similarity, stretched
 from cl_lib.nets import networks
 from safetensors.torch import save_file
+
+
+def strangers(read, real, classes, x, y, most=200):
+    """The share of unseen images ``x, y`` of its class that a reconstruction resembles more than its real one, [n]."""
+    own = similarity(read, real)
+    shares = []
+    for image, c, least in zip(read, classes, own, strict=True):
+        others = x[y == c][:most]
+        shares.append(
+            (similarity(image.expand_as(others).contiguous(), others) > least)
+            .float()
+            .mean()
+        )
+    return torch.stack(shares)
 
 
 def main():
@@ -111,6 +125,16 @@ def main():
             nearest = read.x[0][pairs(read.x[0], x)]
             kept[f"read {epoch}"] = bytes_of(stretched(stream.pixels(nearest)))
             kept[f"similarity {epoch}"] = quality(read.x[0], x, stream.pixels)
+            unseen = stream.batch(
+                [0], stream.indices(0, 0, "test")[None], 0, "test"
+            )
+            kept[f"strangers {epoch}"] = strangers(
+                kept[f"read {epoch}"] / 255,
+                kept["real"] / 255,
+                y,
+                stream.pixels(unseen[0][0]),
+                unseen[1][0],
+            )
             similar = float(kept[f"similarity {epoch}"].mean())
             print(
                 f"{epoch} epochs: loss {float(read.loss / read.size):.3f} of ‖θ‖², SSIM {similar:.3f}",

@@ -8,6 +8,7 @@ import nbformat
 import pytest
 import yaml
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+from PIL import Image as Picture
 
 from book import build
 from cl_lib.errors import InputError
@@ -168,11 +169,17 @@ def test_refreshed_notebooks_differ_only_where_results_do(small):
 def test_the_picture_of_the_readme_is_the_figure_of_a_run(small):
     path = small / "notebooks" / "01_one.ipynb"
     chapter = notebooks.read(path)
-    source = "from IPython.display import Image, display\ndisplay(Image(b'\\x89PNG a picture', format='png'))"
+    source = (
+        "from io import BytesIO\nfrom IPython.display import Image, display\nfrom PIL import Image as Picture\n"
+        "for shade in ('red', 'blue'):\n    file = BytesIO()\n    Picture.new('RGB', (3, 2), shade).save(file, 'PNG')\n"
+        "    display(Image(file.getvalue(), format='png'))"
+    )
     chapter.cells.append(new_code_cell(source, id="picture", metadata={"tags": ["readme"]}))
     notebooks.write(chapter, path)
     build.refresh(small)
-    assert (small / "book" / "_static" / "readme.png").read_bytes() == b"\x89PNG a picture"
+    with Picture.open(small / "book" / "_static" / "readme.png") as picture:
+        assert picture.size == (6, 2), "panels stand beside each other"
+        assert [picture.getpixel(at) for at in ((0, 0), (5, 1))] == [(255, 0, 0), (0, 0, 255)]
 
 
 def test_the_colab_cell_comes_and_goes_with_the_address(notebook):
@@ -183,6 +190,7 @@ def test_the_colab_cell_comes_and_goes_with_the_address(notebook):
         assert len(notebooks.tagged(book, "colab")) == 1
     first = next(cell for cell in book.cells if cell.cell_type == "code")
     assert "git+https://github.com/owner/name@main" in first.source
+    assert "find_spec" in first.source, "what is there is not installed again"
     notebooks.with_install(book, "")
     assert [cell.source for cell in book.cells] == plain
 
@@ -229,6 +237,6 @@ def test_a_page_that_is_not_there_is_named(small):
 
 def test_a_failing_notebook_fails_the_build(small, monkeypatch, capsys):
     make(small / "notebooks" / "01_one.ipynb", "1 / 0")
-    monkeypatch.setattr(build.build, "__defaults__", (None, small, False, None))
+    monkeypatch.setattr(build.build, "__defaults__", (None, small, False, None, "html"))
     assert build.main([]) == 1
     assert "01_one.ipynb, cell 3 (1 / 0): ZeroDivisionError" in capsys.readouterr().err

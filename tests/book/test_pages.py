@@ -5,6 +5,7 @@ Where no Chromium is installed the browser's part is skipped; with REQUIRE_CHROM
 
 import functools
 import http.server
+import itertools
 import os
 import re
 import shutil
@@ -19,7 +20,9 @@ from book import build
 
 pytestmark = pytest.mark.xdist_group("book")  # one worker builds the pages once
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-PHONE, DESK = {"width": 390, "height": 844}, {"width": 1280, "height": 900}
+PHONE, DESK = {"width": 390, "height": 844}, {"width": 1440, "height": 900}
+LONG = ("book/methods", "book/api")  # the library's own lines and long formulas scroll
+CHAPTERS = [page for page in build.pages() if page.startswith("notebooks/")]
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +60,10 @@ def browser():
 
     with sync_playwright() as playwright:
         flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-        running = playwright.chromium.launch(executable_path=program, args=flags)
+        # a headless browser hides its scrollbars, and with them what they take away
+        running = playwright.chromium.launch(
+            executable_path=program, args=flags, ignore_default_args=["--hide-scrollbars"]
+        )
         yield running
         running.close()
 
@@ -207,13 +213,23 @@ CONTRAST = r"""
 # What sticks out of the screen and cannot be scrolled to inside a box of its own.
 WIDER = r"""
 () => [...document.querySelectorAll('main *')].filter(e => {
-  if (e.getBoundingClientRect().right <= innerWidth + 1) return false;
+  if (e.getBoundingClientRect().right <= document.documentElement.clientWidth + 1) return false;
   if (e.closest('mjx-assistive-mml, .visually-hidden, dialog')) return false;
   for (let box = e.parentElement; box && box !== document.body; box = box.parentElement)
     if (['auto', 'scroll'].includes(getComputedStyle(box).overflowX)) return false;
   return getComputedStyle(e).position !== 'fixed';
 }).map(e => `${e.tagName}.${e.className}: ${e.textContent.slice(0, 40)}`).slice(0, 5)
 """
+# What has to be scrolled inside itself, to either side or up and down: [kind, its text].
+SCROLLS = r"""
+() => [...document.querySelectorAll('.bd-article, .bd-article *')].filter(e => {
+  const style = getComputedStyle(e), scrolls = side => ['auto', 'scroll'].includes(style[side]);
+  return (scrolls('overflowX') && e.clientWidth && e.scrollWidth > e.clientWidth + 1)
+    || (scrolls('overflowY') && e.clientHeight && e.scrollHeight > e.clientHeight + 1);
+}).map(e => [e.closest('pre, table, .math, .pst-scrollable-table-container, .cell_output') ? 'wide' : 'page',
+             `${e.tagName}.${e.className}: ${e.textContent.trim().slice(0, 40)}`])
+"""
+OPEN = "() => document.querySelectorAll('.predict-form .quiet').forEach(button => button.hidden || button.click())"
 RENDERED = """
 () => [...document.querySelectorAll('.math')].every(math => math.querySelector('mjx-container'))
 """
@@ -222,7 +238,8 @@ RENDERED = """
 def settle(page):
     """Wait until the mathematics of a page is drawn."""
     page.wait_for_load_state("load")
-    page.wait_for_function(RENDERED, timeout=20_000)
+    page.wait_for_function(RENDERED, timeout=60_000)
+    page.evaluate(OPEN)  # what waits for a prediction is shown
 
 
 def in_mode(page, mode):
@@ -248,10 +265,13 @@ def test_every_page_is_legible_and_fits(tab, address, size, mode):
         page.goto(f"{address}{name}.html")
         settle(page)
         assert page.evaluate("document.documentElement.dataset.theme") == mode
-        assert page.evaluate("document.documentElement.scrollWidth") <= size["width"], (
-            f"{name} is wider than the screen"
-        )
+        beyond = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+        assert beyond <= 0, f"{name} is wider than the screen"
         assert page.evaluate(WIDER) == [], name
+        scrolling = page.evaluate(SCROLLS)
+        if size == DESK and name not in LONG:
+            assert scrolling == [], name
+        assert [text for kind, text in scrolling if kind == "page"] == [], name
         assert page.evaluate(CONTRAST) == [], name
         assert page.locator("mjx-merror, [data-mjx-error]").count() == 0, f"{name} has a faulty formula"
 
@@ -346,3 +366,198 @@ def test_claims_are_cards(tab, address):
             cards = page.locator(".claim")
             assert cards.count() > 0, name
             assert "eld" in cards.first.locator(".claim-verdict").inner_text()
+
+
+def test_a_chapter_opens_with_its_picture(tab, address):
+    page = tab()
+    for name in CHAPTERS:
+        page.goto(f"{address}{name}.html")
+        picture = page.locator(".opening img").first
+        picture.wait_for()
+        assert picture.bounding_box()["y"] < DESK["height"] / 2, name
+
+
+def test_panels_stand_below_each_other_on_a_phone_at_their_size(tab, address):
+    page = tab(PHONE)
+    for name in CHAPTERS:
+        page.goto(f"{address}{name}.html")
+        settle(page)
+        for panel in page.locator("figure.made:has(img.panel)").all():
+            boxes = [image.bounding_box() for image in panel.locator("img").all()]
+            assert all(a["y"] + a["height"] <= b["y"] + 1 for a, b in itertools.pairwise(boxes)), name
+            shown = panel.locator("img").evaluate_all("images => images.map(i => 2 * i.width / i.naturalWidth)")
+            assert min(shown) > 0.65, (name, shown)
+
+
+def test_chapters_and_figures_are_numbered_as_their_files(tab, address):
+    page = tab()
+    for name in CHAPTERS:
+        number = str(int(Path(name).name[:2]))
+        page.goto(f"{address}{name}.html")
+        assert page.locator("article h1").inner_text().startswith(f"{number}. ")
+        figures = page.locator("figure.made .caption-number").all_inner_texts()
+        assert [text.strip() for text in figures] == [f"Figure {number}.{i + 1}" for i in range(len(figures))], name
+        assert figures
+    numbered = [text.split(".")[0] for text in page.locator(".bd-sidebar-primary a.reference").all_inner_texts()]
+    assert [n for n in numbered if n.isdigit()] == [str(int(Path(name).name[:2])) for name in CHAPTERS]
+
+
+def test_every_page_says_who_wrote_it_when_and_under_which_licence(site, pages):
+    for path, page in pages.items():
+        foot = page.select_one("footer.bd-footer-content, .bd-footer-content")
+        if foot is None:  # the search page
+            continue
+        text = " ".join(foot.get_text(" ").split())
+        assert re.search(r"By the authors of Why Networks Forget", text), path
+        assert re.search(r"Version \d+\.\d+\.\d+ · \d{1,2} \w+ 20\d\d · .* MIT licence", text), path
+
+
+# --- predictions --------------------------------------------------------------------------------------------
+
+
+def test_a_prediction_takes_an_answer_before_it_shows_the_run(tab, address):
+    page = tab()
+    page.goto(f"{address}{CHAPTERS[0]}.html")
+    page.wait_for_function(RENDERED, timeout=60_000)
+    box = page.locator(".predict").first
+    run = page.locator("#fig-01-matrices img").first
+    assert not run.is_visible()
+    box.locator("textarea").fill("97, 60 and 20 %")
+    box.get_by_role("button", name="Keep my answer and show the run").press("Enter")
+    assert run.is_visible()
+    page.reload()
+    assert page.locator(".predict textarea").first.input_value() == "97, 60 and 20 %"
+    assert page.locator("#fig-01-matrices img").first.is_visible()
+
+
+def test_a_link_into_what_waits_opens_it(tab, address):
+    page = tab()
+    page.goto(f"{address}{CHAPTERS[0]}.html#fig-01-matrices")
+    assert page.locator("#fig-01-matrices img").first.is_visible()
+
+
+def test_paper_shows_what_waits_and_what_is_folded_and_cuts_no_code(tab, address):
+    page = tab({"width": 660, "height": 900})  # an A4 page between its margins
+    for name in CHAPTERS:
+        page.goto(f"{address}{name}.html")
+        page.wait_for_function(RENDERED, timeout=60_000)
+        page.emulate_media(media="print")
+        cut = "all => all.filter(e => e.scrollWidth > e.clientWidth + 1).map(e => e.textContent.slice(0, 60))"
+        assert page.locator(".bd-article pre:visible").evaluate_all(cut) == [], name
+        assert page.locator(".bd-article figure.made img").last.is_visible(), name
+        assert page.locator(".admonition.dropdown p:not(.admonition-title)").first.is_visible(), name
+        assert not page.locator(".predict-form, .explorer .controls").locator("visible=true").count(), name
+        assert page.pdf(format="A4", prefer_css_page_size=True)[:5] == b"%PDF-"
+        page.emulate_media(media="screen")
+
+
+# --- things to touch ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def explorer(tab, address):
+    def at(chapter, name, size=DESK):
+        page = tab(size)
+        page.goto(f"{address}{next(page for page in CHAPTERS if Path(page).name.startswith(chapter))}.html")
+        settle(page)
+        place = page.locator(f".explore-{name}")
+        place.scroll_into_view_if_needed()
+        return page, place
+
+    return at
+
+
+def test_the_measures_are_those_of_the_library(explorer):
+    from cl_lib.results import metrics
+
+    _, place = explorer("01", "metrics")
+    R = [[0.9, 0.5, 0.3], [0.7, 0.8, 0.4], [0.2, 0.7, 0.85]]
+    place.get_by_label("accuracy on task 0 after task 2").fill("0.2")
+    names = {"average accuracy": "acc", "backward transfer": "bwt", "max forgetting": "max_forgetting"}
+    names |= {"average anytime accuracy": "anytime", "learning accuracy": "learning_accuracy"}
+    names |= dict.fromkeys(("forgetting", "stability", "plasticity"))
+    shown = {
+        row.get_attribute("data-measure"): row.locator("output").inner_text()
+        for row in place.locator("[data-measure]").all()
+    }
+    for words, name in names.items():
+        assert float(shown[words].replace("−", "-")) == pytest.approx(
+            float(getattr(metrics, name or words)(R)), abs=6e-4
+        )
+    fwt = float(metrics.fwt(R, [0.5, 0.5, 0.5]))
+    assert float(shown["forward transfer"].replace("−", "-")) == pytest.approx(fwt, abs=6e-4)
+    place.get_by_role("button", name="frozen after task 0").click()
+    assert place.locator("[data-measure=stability] output").inner_text() == "1.000"
+
+
+def test_lambda_walks_along_the_well(explorer):
+    page, place = explorer("04", "well")
+    rises = lambda: float(re.search(r"risen by ([\d.]+)", place.locator(".said").inner_text())[1])
+    slider = place.get_by_role("slider")
+    before = rises()
+    slider.focus()
+    for _ in range(10):
+        page.keyboard.press("ArrowRight")
+    assert rises() < before, "a larger λ holds the old loss down"
+    full = rises()
+    place.get_by_label("its diagonal").check()
+    assert rises() != full
+    slider.press("End")
+    assert rises() < 0.001
+
+
+def test_gem_keeps_within_the_cone_and_a_gem_may_not(explorer):
+    page, place = explorer("05", "projection")
+    said = place.locator(".said")
+    assert "A-GEM's step raises the loss of task 2" in said.inner_text()
+    arrow = place.get_by_role("slider", name="direction of g", exact=True)
+    arrow.focus()
+    before = said.inner_text()
+    for _ in range(20):
+        page.keyboard.press("ArrowLeft")
+    assert "A-GEM's step raises no old loss" in said.inner_text()
+    assert "100 % as long" in said.inner_text(), "within the cone the step is left alone"
+    grip = arrow.locator(".grip").bounding_box()
+    page.mouse.move(grip["x"] + grip["width"] / 2, grip["y"] + grip["height"] / 2)
+    page.mouse.down()
+    page.mouse.move(grip["x"] + 60, grip["y"] + 200, steps=5)
+    page.mouse.up()
+    assert said.inner_text() != before
+    assert "GEM stands still" in said.inner_text() or "raises" in said.inner_text()
+
+
+def test_the_buffer_is_the_run_above(explorer):
+    page, place = explorer("05", "buffer", PHONE)
+    slider = place.get_by_role("slider")
+    forgetting = lambda: int(re.search(r"forgetting (\d+)", place.locator(".said").inner_text())[1])
+    slider.press("Home")
+    little = forgetting()
+    slider.press("End")
+    assert forgetting() < little
+    table = page.locator("table.dataframe", has_text="forgetting").first.locator("tbody tr").first
+    assert round(float(table.locator("td").nth(2).inner_text())) == little
+
+
+def test_the_staircase_adds_up(explorer):
+    _, place = explorer("12", "staircase")
+    tasks, share = place.get_by_role("slider").all()
+    for presses in range(6):
+        kinds = [cell.get_attribute("data-kind") for cell in place.locator("rect").all()]
+        assert len(kinds) == 256
+        said = [int(n) for n in re.findall(r"(\d+) (?:weights|held|free)", place.locator(".said").inner_text())]
+        assert said == [kinds.count(kind) for kind in ("frozen", "zero", "free")]
+        assert (kinds.count("frozen") == 0) == (tasks.input_value() == "0")
+        tasks.press("Home" if presses == 4 else "ArrowRight")
+    tasks.press("End")
+    share.press("End")
+    assert "nothing new can be learned" in place.locator(".said").inner_text()
+
+
+def test_reduced_motion_is_respected(browser, address):
+    context = browser.new_context(viewport=DESK, reduced_motion="reduce")
+    page = context.new_page()
+    page.goto(f"{address}{CHAPTERS[4]}.html")
+    settle(page)
+    moving = "e => parseFloat(getComputedStyle(e).transitionDuration)"
+    assert page.locator(".explore-buffer .moves rect").first.evaluate(moving) == 0
+    context.close()

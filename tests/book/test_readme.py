@@ -44,5 +44,6 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "book").glob("*.md"))]
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_the_command_line_understands_every_command(page):
     commands = re.compile(r"^ *(?:\.venv/bin/)?python -m cl_lib (.*)", re.MULTILINE)
-    for line in commands.findall(page.read_text("utf-8")):
+    text = re.sub(r"\\\n\s*", "", page.read_text("utf-8"))  # a command may go on in the next line
+    for line in commands.findall(text):
         assert parser().parse_args(shlex.split(line, comments=True)), line

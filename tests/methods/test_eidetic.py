@@ -265,7 +265,10 @@ def test_the_router_answers_at_most_what_the_oracle_does(router):
         assert (routed[met] <= oracle[met] + 1e-6).all() and (oracle[met] > 0).any()
         for k in range(task + 1):  # each sample, not only on average
             x, y = own.stream.batch([0], own.stream.indices(0, k, "test")[None], k, "test")
-            logits, answer = own.net()(x[0]), evaluation.scores(own, (0,), x)[0].argmax(-1)
+            logits, answer = (
+                own.net()(x[0]),
+                evaluation.scores(own.networks, own.method, own.state, (0,), x)[0].argmax(-1),
+            )
             right = logits.masked_fill(~own.module.heads[k], -torch.inf).argmax(-1) == y[0]
             assert (right | (answer != y[0])).all()
     assert own.result().metrics()["acc"].mean() > 0.3
@@ -536,12 +539,14 @@ def test_backward_transfer_can_be_undone_bit_for_bit():
 def test_a_wider_layer_computes_the_same_and_gives_room(network, layer):
     own = learner(network, stream("class"), tolerance=-1, seeds=(0, 1))
     own.learn()
-    known, answers = heads(own), evaluation.scores(own, (0,), probe(own)[None])
+    known, answers = heads(own), evaluation.scores(own.networks, own.method, own.state, (0,), probe(own)[None])
     assert not (own.state.owner == FREE).any()
     widen(own, layer, 5)
     new = heads(own)
     torch.testing.assert_close(new[0], known[0], rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(evaluation.scores(own, (0,), probe(own)[None]), answers, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        evaluation.scores(own.networks, own.method, own.state, (0,), probe(own)[None]), answers, rtol=1e-4, atol=1e-4
+    )
     assert ((own.state.owner == FREE).sum(1) == 5).all()
     assert_resistant(own)
     own.method.tolerance = 0.1
@@ -570,5 +575,5 @@ def test_a_larger_first_task():
 @pytest.mark.parametrize("wrong", [{"score": "l3"}, {"step": 0.0}, {"tolerance": 1.5}, {"recovery": 0},
                                    {"router": "none"}, {"without": "luck"}, {"rate_cut": 0.0}])  # fmt: skip
 def test_settings_that_cannot_be_meant(wrong):
-    with pytest.raises(cl_lib.InputError, match=next(iter(wrong)).replace("without", "rule to leave out")):
+    with pytest.raises(cl_lib.InputError, match=next(iter(wrong))):
         learner(**wrong)

@@ -3,7 +3,6 @@
 import matplotlib
 import numpy as np
 import pytest
-from matplotlib.colors import to_rgb
 
 from cl_lib.errors import InputError
 from cl_lib.report import plotting
@@ -26,21 +25,24 @@ def make(method="ewc", seeds=3, tasks=4, level=0.5):
     return Result({"method": method, "stream": {"scenario": "class"}}, range(seeds), R)
 
 
-def luminance(color):
-    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(color)]
-    return np.dot(linear, [0.2126, 0.7152, 0.0722])
+@pytest.mark.parametrize("shade", [plotting.INK, plotting.OCHRE, *plotting.PALETTE])
+def test_text_in_any_colour_is_legible_on_both_pages(shade):
+    assert plotting.contrast(shade, "white") >= 4.5
+    assert plotting.contrast(plotting.turned_over(shade), "#14191d") >= 4.5
 
 
-def contrast(a, b):
-    low, high = sorted([luminance(a), luminance(b)])
-    return (high + 0.05) / (low + 0.05)
+def test_turned_over_is_what_a_browser_makes_of_it():
+    assert plotting.turned_over("white") == pytest.approx((0, 0, 0), abs=1e-9)
+    assert plotting.turned_over("black") == pytest.approx((1, 1, 1))
+    assert plotting.turned_over("#808080") == pytest.approx((0.498, 0.498, 0.498), abs=1e-3)
+    assert plotting.turned_over("#1f6fb0")[2] > plotting.turned_over("#1f6fb0")[0], "blue stays blue"
 
 
-@pytest.mark.parametrize("page", ["white", "#14181e"])
-def test_colours_stand_out_on_both_pages(page):
-    assert contrast(plotting.INK, page) > 4
-    for color in (*plotting.PALETTE, plotting.OCHRE):
-        assert contrast(color, page) >= 3, color
+@pytest.mark.parametrize("level", np.linspace(0, 1, 11))
+def test_numbers_in_a_matrix_are_legible_on_both_pages(level):
+    ground = plotting.ACCURACY(level)[:3]
+    assert plotting.contrast(plotting.BLACK, ground) >= 4.5
+    assert plotting.contrast(plotting.turned_over(plotting.BLACK), plotting.turned_over(ground)) >= 4.5
 
 
 def test_a_method_has_one_colour_everywhere():
@@ -49,7 +51,7 @@ def test_a_method_has_one_colour_everywhere():
     known = [key for keys in plotting.METHODS for key in keys]
     assert len(set(known)) == len(known)
     assert len({(plotting.color(key), plotting.marker(key)) for key in known}) == len(known)
-    assert (plotting.color("my-own"), plotting.marker("my-own")) == ("#d55e00", "D"), "in every process"
+    assert (plotting.color("my-own"), plotting.marker("my-own")) == ("#b84d00", "D"), "in every process"
 
 
 def test_matrix_writes_what_was_measured():
@@ -77,9 +79,20 @@ def test_curves_label_their_lines():
 def test_dots_show_every_seed_and_its_interval():
     ax = plotting.dots([make("ewc"), make("er", seeds=1)], "bwt")
     assert [label.get_text() for label in ax.get_yticklabels()] == ["ewc", "er"]
-    assert len(ax.lines[0].get_xdata()) == 3
+    assert len(ax.collections[0].get_offsets()) == 3
     assert plotting.alt_text(ax.figure).startswith("BWT in percent, mean and 95 % interval: ewc ")
+    assert ax.get_xlabel() == "BWT, %", "seeds differ in number"
+    assert plotting.dots(make("ewc")).get_xlabel() == "ACC, % (n = 3)"
     ax.figure.savefig("/dev/null", format="png")
+
+
+def test_an_interval_ends_where_the_metric_does():
+    R = np.ones((3, 2, 2))
+    R[:, 1, 0] = [1, 0.9, 0.4]
+    ax = plotting.dots(Result({"method": "er", "stream": {"scenario": "class"}}, range(3), R))
+    assert max(line.get_xdata().max() for line in ax.lines) == 100
+    ax = plotting.curves(Result({"method": "er", "stream": {"scenario": "class"}}, range(3), R))
+    assert ax.collections[0].get_paths()[0].vertices[:, 1].max() == 100
 
 
 def test_clear_errors():
@@ -118,3 +131,46 @@ def test_a_notebook_gets_the_words_with_the_picture(monkeypatch):
     assert metadata["image/png"]["alt"].startswith("A finding. Accuracy in percent")
     assert 100 < metadata["image/png"]["width"] < 800
     assert again == (data, metadata), "the same figure gives the same bytes"
+
+
+def displayed(monkeypatch, figure):
+    shown = []
+    monkeypatch.setattr("IPython.display.display", lambda data, raw, metadata: shown.append((data, metadata)))
+    plotting._show(figure)
+    return shown
+
+
+def test_panels_are_pictures_of_their_own(monkeypatch):
+    figure, axes = plotting.panels(2, sharey=True)
+    axes[0].set(ylabel="loss", xlabel="left")
+    axes[0].plot([0, 1])
+    axes[0].set_title("The loss falls")
+    figure.suptitle("Both & each")
+    title, *pictures = displayed(monkeypatch, figure)
+    assert title[0]["text/html"] == '<p class="figure-title">Both &amp; each</p>'
+    assert [picture[1]["image/png"]["panel"] for picture in pictures] == [True, True]
+    assert all(len(picture[1]["image/png"]["alt"]) > 10 for picture in pictures)
+    assert sum(picture[1]["image/png"]["width"] for picture in pictures) < 110 * plotting.COLUMN
+    assert axes[1].get_ylabel() == "loss", "each can be read alone"
+    assert axes[1].yaxis.get_tick_params()["labelleft"]
+
+
+def test_rows_keep_their_own_labels(monkeypatch):
+    figure, axes = plotting.panels(2, rows=2, sharex=True, sharey=True)
+    for row, label in zip(axes, ("upper", "lower"), strict=True):
+        row[0].set_ylabel(label)
+    displayed(monkeypatch, figure)
+    assert [ax.get_ylabel() for ax in axes[:, 1]] == ["upper", "lower"]
+
+
+def test_photographs_are_told_from_drawings(monkeypatch):
+    figure, ax = plt.subplots()
+    ax.imshow(np.zeros((2, 2)), cmap="gray")
+    assert displayed(monkeypatch, figure)[0][1]["image/png"]["photo"]
+    assert "photo" not in displayed(monkeypatch, plotting.matrix(make()).figure)[0][1]["image/png"]
+
+
+def test_a_long_title_is_broken(monkeypatch):
+    ax = plotting.matrix(make(), "A sentence that is much longer than the small matrix below it is wide")
+    displayed(monkeypatch, ax.figure)
+    assert "\n" in ax.get_title("left")

@@ -4,6 +4,8 @@ import errno
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -13,7 +15,7 @@ import torch
 
 import cl_lib
 from cl_lib import Learner, Result, files, run
-from cl_lib.identity import code
+from cl_lib.identity import code, file_name
 from cl_lib.methods.recl.method import ReCL
 from cl_lib.seeds import flatten, unflatten
 from cl_lib.training import runs
@@ -241,3 +243,63 @@ def test_state_is_a_tree_of_tensors_and_back():
     assert all(isinstance(t, torch.Tensor) for t in flat.values())
     rebuilt = dict(flatten(unflatten(flat)))
     assert flat.keys() == rebuilt.keys()
+
+
+def test_a_result_under_the_name_of_another_is_not_taken_for_it(tmp_path):
+    other = run("er", stream(), out=tmp_path, memory=30, **QUICK)
+    (given,) = tmp_path.iterdir()
+    run("er", stream(), out=tmp_path, memory=31, **QUICK)
+    (asked,) = set(tmp_path.iterdir()) - {given}
+    asked.write_bytes(given.read_bytes())
+    with pytest.raises(cl_lib.InputError, match=r"holds another run, whose parameters differ: move it"):
+        run("er", stream(), out=tmp_path, memory=31, **QUICK)
+    same(Result.load(asked), other)
+    given.write_bytes(run("er", stream(), seeds=(1,), memory=30, **QUICK).save(tmp_path / "one").read_bytes())
+    with pytest.raises(cl_lib.InputError, match="whose seeds differ"):
+        run("er", stream(), out=tmp_path, memory=30, **QUICK)
+    again = run("er", stream(), out=tmp_path, memory=30, fresh=True, **QUICK)
+    same(Result.load(given), again)
+
+
+def test_processes_end_with_the_one_that_started_them(tmp_path):
+    script = (
+        "import os, pathlib, sys, time\n"
+        "import joblib\n"
+        "from cl_lib.training.runs import processes\n"
+        "def work(folder):\n"
+        "    pathlib.Path(folder, str(os.getpid())).touch()\n"
+        "    time.sleep(60)\n"
+        "processes(2)(joblib.delayed(work)(sys.argv[1]) for _ in range(2))\n"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)])
+    deadline = time.time() + 120
+    while len(workers := [int(path.name) for path in tmp_path.iterdir()]) < 2 and time.time() < deadline:
+        time.sleep(0.1)
+    parent.kill()
+    parent.wait()
+    assert len(workers) == 2
+    deadline = time.time() + 10
+    while (alive := [pid for pid in workers if Path(f"/proc/{pid}").exists()]) and time.time() < deadline:
+        time.sleep(0.1)
+    assert not alive
+
+
+def test_a_run_in_processes_goes_on_where_one_process_left_it(tmp_path):
+    """Whoever trains a group, the method's code has one digest."""
+
+    class Pausing(cl_lib.Method):
+        def penalty(self, net, batch, state):
+            return 0.001 * sum(p.square().sum() for p in net.params.values())
+
+    try:
+        whole = run("pausing", stream(), seeds=2, out=tmp_path / "whole", **QUICK)
+        for seed in (0, 1):
+            learner = Learner("pausing", stream(), seeds=(seed,), **QUICK)
+            learner.learn()
+            name = file_name("pausing", learner.config(), (seed,))
+            save_checkpoint(learner, tmp_path / "two" / f"{name}.checkpoint")
+        spread = run(Pausing, stream(), seeds=2, jobs=2, out=tmp_path / "two", **QUICK)
+        np.testing.assert_array_equal(whole.R, spread.R)
+        assert spread.config == whole.config
+    finally:
+        cl_lib.methods._base.REGISTERED.pop("pausing")

@@ -29,7 +29,7 @@ class ReCL(Wrapper):
               \qquad \text{then the host learns } D_t \cup \hat D_t
 
     Before each task but the first, ``samples`` images, equally many of each class met, are read back from the network
-    as it is (see :mod:`cl_lib.reconstruction`, which states losses, factors and where papers and code disagree) and
+    as it is (:mod:`cl_lib.methods.recl.reconstruction` states losses, factors and where papers and code disagree) and
     joined to the task's data; the ``host`` trains on both and does not know. They are inputs as the network meets
     them, so give the stream ``normalise="centre"``: the prior keeps them within −1 and 1.
 

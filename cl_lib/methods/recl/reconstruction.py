@@ -103,7 +103,7 @@ def lambda_loss(coefficients: Tensor, least: float) -> Tensor:
 
 
 def prior_loss(x: Tensor) -> Tensor:
-    """Σ_{i,d} max(0, |x_id| − 1)²: inputs less their mean lie within −1 and 1."""
+    """``Σ_{i,d} max(0, |x_id| − 1)²``: inputs less their mean lie within −1 and 1."""
     return (x.abs() - 1).clamp_min(0).square().sum()
 
 
