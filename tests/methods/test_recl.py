@@ -2,6 +2,7 @@
 
 import dataclasses
 import warnings
+from functools import partial
 
 import numpy as np
 import pytest
@@ -21,18 +22,18 @@ from cl_lib.training.checkpoint import load_checkpoint, save_checkpoint
 from cl_lib.training.learner import Learner
 from cl_lib.training.runs import run
 
-QUICK = {"epochs": 2, "batch_size": 8, "hidden": (20,), "lr": 0.05, "network": "homogeneous_mlp"}
+import helpers
+from helpers import TWICE
+
+QUICK = TWICE | {"lr": 0.05, "network": "homogeneous_mlp"}
 BRIEF = {"samples": 10, "steps": 15}
 SHAPE = (1, 8, 8)
+stream = partial(helpers.stream, normalise="centre")
 
 
 @pytest.fixture(autouse=True)
 def same_networks_each_time():
     torch.manual_seed(0)
-
-
-def stream(scenario="class", **options):
-    return cl_lib.split("digits", scenario=scenario, **{"per_class": 12, "normalise": "centre", **options})
 
 
 def stacked(*modules, dtype=torch.float64):

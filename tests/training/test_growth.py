@@ -12,7 +12,8 @@ from cl_lib.seeds import flatten
 from cl_lib.training.checkpoint import load_checkpoint, save_checkpoint
 from cl_lib.training.learner import Learner
 
-QUICK = {"epochs": 1, "batch_size": 8, "hidden": (20,), "lr": 0.02, "progress": False}
+from helpers import QUICK
+
 SMALL = {
     "recl": {"samples": 20, "steps": 5},
     "gdumb": {"passes": 2},
