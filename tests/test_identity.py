@@ -475,7 +475,21 @@ def test_an_edited_method_is_run_again_and_says_why(copied, tmp_path, capfd):
     assert len(list(out.iterdir())) == 2 and (edited.losses != first.losses).any()
 
 
-def test_what_is_not_covered_is_said_once_where_it_matters(tmp_path):
+def test_a_result_from_before_code_was_told_is_not_taken(tmp_path, capfd):
+    result = run("er", stream(), out=tmp_path, **QUICK)
+    (file,) = tmp_path.iterdir()
+    old = file.with_name(f"{file.name.rpartition('-')[0]}.safetensors")
+    result.config = {name: value for name, value in result.config.items() if name != "code"}
+    result.save(old)
+    file.unlink()
+    run("er", stream(), out=tmp_path, **QUICK)
+    told = capfd.readouterr().err
+    assert told.startswith(f"{old} is not reused but kept: made ") and told.endswith("before results told their code\n")
+    run("er", stream(), out=tmp_path, fresh=True, **QUICK)
+    assert capfd.readouterr().err == "" and len(list(tmp_path.iterdir())) == 2
+
+
+def test_what_is_not_covered_is_said_where_results_are_kept(tmp_path):
     lock = threading.Lock()
 
     class Locked(cl_lib.Method, registered=False):
@@ -485,7 +499,8 @@ def test_what_is_not_covered_is_said_once_where_it_matters(tmp_path):
     run(Locked(), stream(), **QUICK)
     with pytest.warns(UserWarning, match=r"A change in .*lock \(lock\) is not noticed") as told:
         run(Locked(), stream(), out=tmp_path, **QUICK)
-    assert len(told) == 1
+        run(Locked(), stream(), out=tmp_path, **QUICK)
+    assert len(told) == 2, "also where it is loaded, for then it may be stale"
 
 
 def test_words_for_where_a_result_comes_from():

@@ -206,7 +206,8 @@ def _way(net, x):
     """The function that gives the squares, and how many numbers a sample then holds in memory.
 
     The layers' closed forms fall short where a parameter lies in another kind of layer, or in two of them, or
-    is used outside its layer: so they are tried out on one sample x, against autograd.
+    is used outside its layer: so they are looked for in the graph of one sample x, and tried out on it against
+    autograd.
     """
     names, size = layerwise.layers(net, x)
     if all(name.rpartition(".")[0] in names for name in net.params):

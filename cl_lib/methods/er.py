@@ -57,13 +57,17 @@ class ER(Method):
 
     def task(self, net, batch):
         if self.joined and "replay" in batch:
-            net.together(batch.x, batch.replay.x)
+            net.together(batch.x, self.replayed(net, batch).x)
         return super().task(net, batch)
+
+    def replayed(self, net, batch) -> Bag:
+        """Those of the drawn samples that the step learns from."""
+        return batch.replay
 
     def penalty(self, net, batch, state):
         if "replay" not in batch or self.strength == 0:
             return 0.0
-        replay = batch.replay
+        replay = self.replayed(net, batch)
         stored = self.strength * cross_entropy(net(replay.x), replay.y, replay.get("rows"))
         if not self.joined:
             return stored

@@ -86,17 +86,18 @@ def run(
     name = lambda group: file_name(method.key, config, group)
     place = None if out is None else Path(out) / f"{name(seeds)}.safetensors"
     if place is not None:
-        if place.exists() and not fresh:
-            result = _finished(place, config, seeds)
-            result.network = lambda: initial_network(method, stream, training, seeds[0])
-            return result
-        writable(place.parent)
         if uncovered:
             warnings.warn(
                 f"A change in {', '.join(uncovered)} is not noticed when this run is recognised: give fresh=True then.",
                 stacklevel=2,
             )
-        _tell_of_others(place, config)
+        if place.exists() and not fresh:
+            result = _finished(place, config, seeds)
+            result.network = lambda: initial_network(method, stream, training, seeds[0])
+            return result
+        writable(place.parent)
+        if not fresh:
+            _tell_of_others(place, config)
     jobs = min(jobs, len(seeds))
     share = -(-len(seeds) // jobs)
     groups = [seeds[i : i + share] for i in range(0, len(seeds), share)]
@@ -138,14 +139,16 @@ def _finished(place: Path, config: dict, seeds: tuple[int, ...]) -> Result:
 def _tell_of_others(place: Path, config: dict) -> None:
     """Say that a result of the same settings is there, and which of its code has changed since."""
     alike = place.name.rpartition("-")[0]
-    found = {path: path.stat().st_mtime for path in place.parent.glob(f"{glob.escape(alike)}-*.safetensors")}
+    found = {path: path.stat().st_mtime for path in place.parent.glob(f"{glob.escape(alike)}*.safetensors")}
     for other in sorted(found, key=found.get)[-1:]:
         with contextlib.suppress(InputError, KeyError):  # a damaged one says nothing
-            kept = json.loads(read_header(other)["plain"])
-            now, then = config["code"], kept["config"]["code"]
-            parts = " and ".join(part for part in {**then, **now} if then.get(part) != now.get(part))
-            origin = made(kept["provenance"], found[other])
-            print(f"{other} is not reused but kept: {origin}, and the code of its {parts} differs", file=sys.stderr)
+            kept, now = json.loads(read_header(other)["plain"]), config["code"]
+            origin, then = made(kept["provenance"], found[other]), kept["config"].get("code")
+            why = "it is from before results told their code"
+            if isinstance(then, dict):
+                differing = [part for part in {**then, **now} if then.get(part) != now.get(part)]
+                why = f"the code of its {' and '.join(differing)} differs"
+            print(f"{other} is not reused but kept: {origin}, and {why}", file=sys.stderr)
 
 
 def processes(jobs: int, **more) -> joblib.Parallel:

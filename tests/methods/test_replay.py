@@ -29,7 +29,7 @@ FAST = QUICK | {"lr": 0.05}
 
 def one(batch, learner):
     """A batch of a learner with one seed, as a hook for one model meets it."""
-    shared = {"old", "seen", "present", "rows", "heads", "task_index", "epoch", "seeds"}
+    shared = {"old", "seen", "present", "rows", "heads", "apart", "task_index", "epoch", "seeds"}
     strip = lambda v: Bag({k: strip(w) for k, w in v.items()}) if isinstance(v, Bag) else v[0]
     whole = lambda k, v: v is None or (k in shared and not (k == "rows" and v.dim() == 3))
     return Bag({k: v if whole(k, v) else strip(v) for k, v in batch.items() if k != "out"}, out=Bag())

@@ -1,4 +1,4 @@
-"""Sums of methods: each part does what it does alone."""
+"""Sums of methods: each part does what it does alone, with random numbers of its own."""
 
 from dataclasses import dataclass
 
@@ -34,8 +34,12 @@ pytestmark = pytest.mark.filterwarnings("ignore::cl_lib.PoorPairing")
         (AGEM(memory=20), AGEM(memory=20) + LwF(strength=0)),
     ],
 )
-def test_a_part_does_what_it_does_alone(alone, together, scenario):
-    same(run(alone, stream(scenario), **TWICE), run(together, stream(scenario), **TWICE))
+def test_a_part_does_what_it_does_alone_with_random_numbers_of_its_own(alone, together, scenario):
+    learner = Learner(alone, stream(scenario), **TWICE)
+    learner.generators["method"] = learner.random(purpose=f"method of {alone.key}")
+    for _ in range(learner.stream.tasks):
+        learner.learn()
+    same(learner.result(), run(together, stream(scenario), **TWICE))
 
 
 def test_the_sum_is_none_of_its_parts_and_the_order_does_not_matter():
