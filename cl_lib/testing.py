@@ -38,6 +38,7 @@ from cl_lib.training.options import Options
 from cl_lib.training.runs import run
 
 QUICK = {"epochs": 2, "batch_size": 8, "hidden": (20,), "lr": 0.02, "progress": False}
+SHORT = {"epochs": 1, "batch_size": 32}
 LONGER = {"epochs": 5, "batch_size": 10, "hidden": (64,), "lr": 0.01, "progress": False}
 NETWORKS = {
     "batch-norm ResNet": lambda shape, outputs: networks.resnet18(shape, outputs, width=4),
@@ -202,8 +203,8 @@ def equal(a: dict, b: dict, what: str) -> None:
     held(not found, f"{what}, {', '.join(found[:3])}")
 
 
-def close(a: dict, b: dict, what: str) -> None:
-    found = differences(a, b, rtol=1e-3, atol=1e-4)
+def close(a: dict, b: dict, what: str, rtol: float = 1e-3, atol: float = 1e-4) -> None:
+    found = differences(a, b, rtol, atol)
     held(not found, f"{what}, {', '.join(found[:3])}")
 
 
@@ -332,23 +333,22 @@ def leaves_global_randomness_alone(method):
 def stored_result_answers(method, scenario):
     """A stored result answers as its R says, also after it was saved and loaded.
 
-    ``predict`` may use its arguments only: what it needs belongs into ``state``, and ``build`` may ask of the stream
-    what :class:`~cl_lib.results.result.Outline` has.
+    ``predict`` may use its arguments only: what it needs belongs into ``state``. ``build`` may ask of the stream its
+    ``scenario``, ``tasks``, ``outputs``, ``rows`` and ``shape``.
     """
     method.must_serve(scenario)
-    stream = digits(scenario)
-    result = method.once(stream)
+    stream, seeds = unequal(scenario), (0, 1, 2)
+    result = method.once(stream, seeds=seeds, seeds_at_once=1, **SHORT)
     known = registry().get(method.key) is type(method.given) or "+" in method.key
     with tempfile.TemporaryDirectory() as folder:
         loaded = Result.load(result.save(Path(folder) / "result"))
-    for task in range(stream.tasks):
-        x, y = stream.batch([0], stream.indices(0, task, "test")[None], task, "test")
-        told = task if scenario == "task" else None
-        for answers, how in ((result, {}), (loaded, {} if known else {"method": method.new()})):
-            right = float((answers.predict(x[0].cpu(), 0, told, **how) == y[0].cpu()).float().mean())
-            there = "the result" if answers is result else "the loaded result"
-            expected = result.R[0, -1, task]
-            held(abs(right - expected) < 1e-6, f"R says {expected:.4f} of task {task}, {there} {right:.4f}")
+    asked = {"the result": (result, {}), "the loaded one": (loaded, {} if known else {"method": method.new()})}
+    for (i, seed), task in itertools.product(enumerate(seeds), range(stream.tasks)):
+        x, y = stream.samples(task, seed, "test")
+        for name, (answers, how) in asked.items():
+            right = float((answers.predict(x.cpu(), seed, task, **how) == y.cpu()).double().mean())
+            said = f"of seed {seed} in task {task} R says {result.R[i, -1, task]:.4f}, {name} {right:.4f}"
+            held(abs(right - result.R[i, -1, task]) < 1e-6, said)
 
 
 @promise(killed_after=(2, 0))
@@ -381,9 +381,9 @@ def seed_alone_is_seed_among_others(method, scenario, at_once):
     """
     method.must_serve(scenario)
     applies(at_once == 1 or method.given.stacked, "its seeds run one after another")
-    stream, how = unequal(scenario), {"epochs": 1, "batch_size": 32}
-    together = method.run(stream, seeds=(0, 1, 2), seeds_at_once=at_once, **how)
-    alone = method.once(stream, seeds=(1,), **how)
+    stream = unequal(scenario)
+    together = method.once(stream, seeds=(0, 1, 2), seeds_at_once=at_once, **SHORT)
+    alone = method.once(stream, seeds=(1,), **SHORT)
     close(weights(together, 1), weights(alone, 1), "beside seed 1 alone")
     apart = np.abs(together.R[1] - alone.R[0]).max()
     held(apart <= 0.02, f"the weights are those of seed 1 alone, the accuracies differ by up to {apart:.3f}")
@@ -439,14 +439,19 @@ def goes_on_when_a_task_is_appended(method, scenario):
     learner = Learner(method.new(), stream, seeds=(0, 1), **QUICK)
     learner.learn()
     learner.learn()
-    before = [learner.accuracy(task) for task in range(2)]
+    x, outputs = stream.samples(0, 0, "test")[0].to(learner.device), stream.outputs
+
+    def told() -> dict[str, torch.Tensor]:
+        """What is known of the tasks before: the old output rows, and the accuracies."""
+        logits = {f"what seed {seed} gives": learner.net(seed)(x)[:, :outputs].detach() for seed in range(2)}
+        return logits | {f"the accuracy on task {task}": learner.accuracy(task) for task in range(2)}
+
+    before, R = told(), learner.result().R
     try:
         learner.extend(*pair(4))
     except InputError as refused:
         raise DoesNotApply(f"it refuses that ({refused})") from None
-    after = [learner.accuracy(task) for task in range(2)]
-    held(all(map(torch.equal, before, after)), "the accuracy on the tasks before it changed when it was appended")
-    R = learner.result().R[:, :2, :2]
+    close(before, told(), "when it was appended", rtol=1e-5, atol=1e-6)
     learner.learn()
     result = learner.result()
     held(np.isfinite(result.R[:, 2]).all(), "R has no number for some task after it")
@@ -471,6 +476,19 @@ def needs_no_boundary_or_is_refused(method):
     else:
         held(not told, f"it has {', '.join(told)} and is not refused")
         held(np.isfinite(R).all(), "R has no number for some task")
+
+
+@promise()
+def captured_is_eager(method):
+    """On a GPU, steps that are captured as a graph give the numbers of steps that are not.
+
+    What changes from step to step has to be a tensor: a number that a hook reads in Python is recorded once.
+    """
+    applies(torch.cuda.is_available(), "there is no CUDA device here")
+    how = {"seeds": (0, 1), "device": "cuda", "optimizer": "adam"}
+    eager, captured = (method.run(digits(method.scenario), capture=capture, **how) for capture in (False, True))
+    for seed in (0, 1):
+        close(weights(captured, seed), weights(eager, seed), f"beside seed {seed} without capture")
 
 
 @promise(scenario=SCENARIOS[::-1])

