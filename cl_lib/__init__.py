@@ -1,6 +1,6 @@
 """Continual learning, derived and reproduced: a thin, fast library beneath the book."""
 
-from cl_lib import methods
+from cl_lib import methods, testing
 from cl_lib.data.datasets import Dataset, load
 from cl_lib.data.streams import Stream, from_datasets, permuted, rotated, shifted, split
 from cl_lib.errors import Diverged, InputError, PoorPairing
@@ -37,4 +37,5 @@ __all__ = [
     "run",
     "shifted",
     "split",
+    "testing",
 ]

@@ -7,6 +7,7 @@ that makes it, where and how in ``Execution``.
 import argparse
 import importlib
 import json
+import os
 import sys
 from argparse import SUPPRESS
 from pathlib import Path
@@ -138,9 +139,9 @@ def _add(group, option: Option, before: str = "", default: str | None = None) ->
     allowed = "" if str in types else bounds.describe(option.hint, typed=True)
     notes = "; ".join(filter(None, (allowed, default and f"default: {default}")))
     about = f"{before}{option.help} ({notes})".replace(" ()", "").replace("%", "%%")
-    if types == {bool}:
+    if types == {bool} and not option.default:
         how = {"action": "store_true"}
-    elif types == {bool, type(None)}:
+    elif types <= {bool, type(None)}:
         how = {"action": argparse.BooleanOptionalAction}
     elif bool in types:
         how = {"nargs": "?", "const": "True", "metavar": "module:name"}
@@ -346,7 +347,11 @@ def main(argv: list[str] | None = None) -> int:
             list_methods(args.json)
         else:
             execute(args)
+        sys.stdout.flush()
         return 0
+    except BrokenPipeError:  # who reads what we print has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except Exception as error:
         if isinstance(error, ModuleNotFoundError):
             error = missing(error, f"`python -m cl_lib {command}`") or error

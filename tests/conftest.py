@@ -3,8 +3,11 @@
 import gc
 import warnings
 
+import pytest
 import torch
 from hypothesis import settings
+
+pytest.register_assert_rewrite("helpers")  # so that they say what differed
 
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")

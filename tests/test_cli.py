@@ -2,6 +2,7 @@
 
 import json
 import re
+import subprocess
 import sys
 from dataclasses import fields
 
@@ -234,6 +235,14 @@ def test_a_failed_run_ends_with_1(capsys, tmp_path):
         main(["run", "finetune", *QUICK, "--lr", "1e30", "--out", str(tmp_path), "--traceback"])
 
 
+def test_a_reader_who_has_seen_enough_is_no_error():
+    writer = "import sys; from cl_lib.cli import main; sys.exit(main(['methods']))"
+    listing = subprocess.Popen([sys.executable, "-c", writer], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    listing.stdout.close()
+    assert listing.wait() == 1 and listing.stderr.read() == b""
+    listing.stderr.close()
+
+
 def test_an_unforeseen_error_is_one_sentence_too(capsys, tmp_path, monkeypatch):
     monkeypatch.setattr("cl_lib.cli.run", lambda *a, **k: {}["lost"])
     status, _, err = call(capsys, "run", "er", "--out", tmp_path)
@@ -248,7 +257,11 @@ def test_every_option_is_on_the_command_line_and_nothing_else(capsys):
     defined = {f.name for f in fields(cl_lib.Options)} | set(signatures.options(Execution)) | set(kinds.all_options())
     told = {name.replace("-", "_") for name in re.findall(r"^  (?:-\w, )?--([\w-]+)", text, re.MULTILINE)}
     assert told == defined | {"dataset", "stream", "data", "seeds", "set", "figure", "help", "traceback"}
-    for about in ("learning rate (a number from 0 up; default: 0.01)", "split, permuted, rotated: number of tasks"):
+    for about in (
+        "learning rate (a number from 0 up; default: 0.01)",
+        "split, permuted, rotated: number of tasks",
+        "rotated: even",
+    ):
         assert about in " ".join(text.split())
 
 
@@ -280,6 +293,13 @@ def test_a_study_refuses_an_option_of_another_stream(capsys, tmp_path):
     (tmp_path / "wrong.yaml").write_text(json.dumps({"studies": {"s": {"methods": cells}}}))
     status, _, err = call(capsys, "study", tmp_path / "wrong.yaml", "--out", tmp_path)
     assert status == 2 and "angles is an option of rotated, not of split" in err
+
+
+def test_a_switch_that_is_on_can_be_turned_off(capsys, tmp_path):
+    status, _, err = call(capsys, "run", "finetune", *QUICK, "--no-boundaries", "--out", tmp_path)
+    assert (status, err) == (0, "")
+    (saved,) = tmp_path.glob("*.safetensors")
+    assert cl_lib.Result.load(saved).config["stream"]["boundaries"] is False
 
 
 def test_rows():
@@ -346,7 +366,7 @@ def test_things_of_ones_own(capsys, tmp_path, monkeypatch):
         assert re.search(r"^er\+pull +0\.", out, re.MULTILINE)
         result = cl_lib.Result.load(next((tmp_path / "results").glob("pull-*.safetensors")))
         assert result.config["parameters"] == {"strength": 0.5} and result.config["network"].startswith(
-            "theirs.network:"
+            "theirs.network"
         )
         assert result.parameters == 64 * 5 + 5
         status, out, _ = call(capsys, "run", "finetune", "--stream", f"{own}:whole", "--epochs", "1")

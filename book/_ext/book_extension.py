@@ -11,101 +11,6 @@ from docutils import nodes
 from docutils.statemachine import StringList
 from sphinx.util.docutils import SphinxDirective
 
-# --- docstrings are text that may hold reStructuredText: a stray * or an indented formula is no mistake -----
-
-_KEPT = re.compile(
-    r"""(``.+?``                                  # code
-        |:[\w:]+:`[^`]+`|`[^`<]+<[^`]+>`_+         # a role, a link
-        |`[^`]+`                                  # code, with one backtick
-        |(?<![\w*])\*\*?[^\s*](?:[^*]*[^\s*])?\*\*?(?![\w*])  # emphasis
-        )""",
-    re.DOTALL | re.VERBOSE,
-)
-_ITEM = re.compile(r"(?:[-*]|\d+\.) ")
-_ENTRY = re.compile(r"(?P<name>[*\w., /`=\[\]]+?): (?P<text>.*)", re.DOTALL)
-_HEADINGS = {f"{word}:" for word in ("Arguments", "Args", "Attributes", "Fields", "Returns", "Raises", "Parameters")}
-
-
-def inline(text: str) -> str:
-    """One paragraph: code, roles and emphasis stay, every other special character stands for itself."""
-    parts = _KEPT.split(text)
-    for i, part in enumerate(parts):
-        if i % 2 == 0:
-            parts[i] = re.sub(r"([\\*|`])|_(?=\W|$)", lambda m: "\\" + m[0], part)
-            if i and parts[i][:1].isalnum():  # inline markup has to end where a word ends; this space draws nothing
-                parts[i] = "\\ " + parts[i]
-        elif part[0] == "`" and not part.startswith("``") and not part.endswith("_"):
-            parts[i] = f"`{part}`"
-    return "".join(parts)
-
-
-def _runs(lines):
-    """Lines in blocks of one kind: (indented, [line, …])."""
-    block, kind = [], None
-    for line in [*lines, ""]:
-        now = line[0] == " " if line.strip() else None
-        if block and now != kind:
-            yield kind, block
-            block = []
-        if now is not None:
-            block.append(line)
-        kind = now
-
-
-def plain(lines: list[str]) -> list[str]:
-    """A docstring's lines as reStructuredText that shows what the author wrote."""
-    out, before = [], ""
-    for indented, block in _runs(lines):
-        if not indented and (block[0].startswith(".. ") or block[0].startswith(">>>")):
-            out += [*block, ""]
-        elif not indented:
-            out += [*_paragraph(block), ""]
-        elif before.startswith(".. "):
-            out += [*block, ""]
-            continue
-        elif before.rstrip() in _HEADINGS:
-            out += [*_entries(block), ""]
-        else:
-            out += ["::", "", *("    " + line for line in block), ""]
-        before = block[-1] if not block[0].startswith(".. ") else ".. "
-    return out
-
-
-def _joined(lines, starts) -> list[str]:
-    """Lines gathered into entries, a new one wherever `starts` says so."""
-    found = []
-    for line in lines:
-        if starts(line) or not found:
-            found.append(line.strip())
-        else:
-            found[-1] += " " + line.strip()
-    return found
-
-
-def _paragraph(block) -> list[str]:
-    if _ITEM.match(block[0]):
-        return [f"* {inline(_ITEM.sub('', item, count=1))}" for item in _joined(block, _ITEM.match)]
-    if block[-1].rstrip() in _HEADINGS:
-        text = [*inline("\n".join(block[:-1])).splitlines(), ""] if block[:-1] else []
-        return [*text, f"**{block[-1].rstrip(': ')}**"]
-    return inline("\n".join(block)).splitlines()
-
-
-def _entries(block) -> list[str]:
-    margin = min(len(line) - len(line.lstrip()) for line in block)
-    out = []
-    for entry in _joined(block, lambda line: len(line) - len(line.lstrip()) == margin):
-        if match := _ENTRY.fullmatch(entry):
-            out.append(f"* ``{match['name'].strip('`')}``: {inline(match['text'])}")
-        else:
-            out.append(f"* {inline(entry)}")
-    return out
-
-
-def process_docstring(app, what, name, obj, options, lines):
-    lines[:] = plain(lines)
-
-
 # --- reference pages that list what there is ----------------------------------------------------------------
 
 
@@ -155,7 +60,7 @@ class Methods(Reference):
         for method in cl_lib.methods():
             settings = ", ".join(f"``{name}={value!r}``" for name, value in method["parameters"].items()) or "none"
             served = ", ".join(method["scenarios"])
-            rows.append([f"``{method['key']}``", method["family"], served, settings, inline(method["citation"])])
+            rows.append([f"``{method['key']}``", method["family"], served, settings, escaped(method["citation"])])
         names = [m.name for m in pkgutil.iter_modules(cl_lib.methods.__path__) if not m.name.startswith("_")]
         names = [f"{cl_lib.methods.__name__}.{name}" for name in names]
         of = lambda name: [k for k, cls in registry().items() if f"{cls.__module__}.".startswith(f"{name}.")]
@@ -205,6 +110,11 @@ class Speed(Reference):
         return self.rst([*table(rows, "speed"), "", said])
 
 
+def escaped(text: str) -> str:
+    """Text whose special characters stand for themselves."""
+    return re.sub(r"([*`|\\_])", r"\\\1", text)
+
+
 def table(rows: list[list[str]], name: str) -> list[str]:
     """reStructuredText of a table whose first row is its head."""
     cells = [("* - " if i == 0 else "  - ") + cell for row in rows for i, cell in enumerate(row)]
@@ -227,7 +137,6 @@ def without_thebe(app):
 def setup(app):
     without_thebe(app)
     app.connect("builder-inited", without_launch_buttons, priority=1)
-    app.connect("autodoc-process-docstring", process_docstring)
     app.add_directive("speed", Speed)
     app.add_directive("methods", Methods)
     app.add_directive("modules", Modules)

@@ -149,7 +149,7 @@ def draw_labels(net: Net, x: Tensor, rows: Tensor | None, generator: torch.Gener
 def per_sample_gradients(
     net: Net, x: Tensor, y: Tensor, rows: Tensor | None = None, chunk: int | None = None
 ) -> dict[str, Tensor]:
-    """∇_θ −log p_{y_n}(x_n) of each sample n, in eval mode: by name, [N, *shape of the parameter].
+    """∇_θ −log p_{y_n}(x_n) of each sample n, in eval mode: by name, ``[N, …]``.
 
     Arguments as in `diagonal`. Raises InputError for a module that `vmap` cannot carry.
     """
@@ -206,7 +206,8 @@ def _way(net, x):
     """The function that gives the squares, and how many numbers a sample then holds in memory.
 
     The layers' closed forms fall short where a parameter lies in another kind of layer, or in two of them, or
-    is used outside its layer: so they are tried out on one sample x, against autograd.
+    is used outside its layer: so they are looked for in the graph of one sample x, and tried out on it against
+    autograd.
     """
     names, size = layerwise.layers(net, x)
     if all(name.rpartition(".")[0] in names for name in net.params):

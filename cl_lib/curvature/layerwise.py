@@ -4,6 +4,8 @@ A layer that has one is met by its closed form, :class:`Matrix` or :class:`Scale
 gradients (their squares, their magnitudes) over samples and labels.
 """
 
+from collections import Counter
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -59,11 +61,28 @@ def layers(net, x):
     tell(loss, forms, outputs)
     ours = totals(net, forms)
     theirs = torch.autograd.grad(loss, list(net.params.values()), **UNUSED)
-    names = set(forms)
+    names, elsewhere = set(forms), used_elsewhere(net, logits, dict(zip(forms, outputs, strict=True)))
     for name, g in zip(net.params, theirs, strict=True):
-        if name not in ours or (ours[name] - g**2).abs().max() > 0.01 * (g**2).max():
+        if name in elsewhere or name not in ours or (ours[name] - g**2).abs().max() > 0.01 * (g**2).max():
             names.discard(name.rpartition(".")[0])
     return names, 2 * count(outputs) + count(form.a for form in forms.values())
+
+
+def used_elsewhere(net, logits, outputs):
+    """The parameters that the logits depend on in another way than through their own layer's output.
+
+    Counted in autograd's graph, not seen in values: a sample at which a gradient happens to be 0 hides no use.
+    """
+    met, left, uses = {logits.grad_fn}, [logits.grad_fn], Counter()
+    while left:
+        for node, _ in left.pop().next_functions:
+            if type(node).__name__ == "AccumulateGrad":
+                uses[node.variable] += 1
+            elif node is not None and node not in met:
+                met.add(node)
+                left.append(node)
+    through = {name: output.grad_fn in met for name, output in outputs.items()}
+    return {name for name, p in net.params.items() if uses[p] > through.get(name.rpartition(".")[0], 0)}
 
 
 def tapped(net, x, measure=torch.square):

@@ -137,9 +137,8 @@ class Dataset:
 def data_root(root: str | os.PathLike | None = None) -> Path:
     """The folder that data sets are under: ``root``, else ``$CL_DATA``, else ``data/`` of the checkout.
 
-    Where the library is installed and no checkout is there, it is ``cl_lib`` in the user's cache:
-    ``$XDG_CACHE_HOME``, else
-    ``~/.cache``. Raises InputError if a folder that was asked for does not exist.
+    Where the library is installed and no checkout is there, it is ``cl_lib`` in the user's cache, ``$XDG_CACHE_HOME``
+    or ``~/.cache``. Raises InputError if a folder that was asked for does not exist.
     """
     asked = root or os.environ.get("CL_DATA")
     if not asked:

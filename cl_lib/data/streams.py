@@ -73,9 +73,11 @@ def permuted(
 ) -> Stream:
     """All classes in each task, the pixels in an order of its own (Kirkpatrick et al., 2017).
 
-    The orders are drawn by the seed, that of task 0 too unless ``identity_first``; a pixel's channels stay
-    together. ``options`` are those of :class:`~cl_lib.data.stream.Stream`, without ``augment``: permuted pixels have no
-    neighbours.
+    The orders are drawn by the seed; a pixel's channels stay together.
+
+    Arguments:
+        identity_first: task 0 has the pixels in their own order.
+        options: those of :class:`~cl_lib.data.stream.Stream`, without ``augment``: permuted pixels have no neighbours.
     """
     data, tasks = _dataset(data), whole(tasks, "tasks")
     if options.get("augment"):
@@ -93,9 +95,11 @@ def rotated(
 ) -> Stream:
     """All classes in each task, turned counter-clockwise by its own angle (Lopez-Paz & Ranzato, 2017).
 
-    ``angles``: ``even`` is 0°, 180°/T, 2 · 180°/T, …; ``per-seed`` draws them by the seed, uniform in [0°, 180°)
-    (Buzzega et al., 2020); or a list of degrees, one a task. Without a list, ``tasks`` is 5 unless given.
-    ``options`` are those of :class:`~cl_lib.data.stream.Stream`.
+    Arguments:
+        tasks: number of tasks, 5 unless the angles are listed.
+        angles: ``even`` (0°, 180°/T, 2 · 180°/T, …), ``per-seed`` (drawn by the seed, uniform in [0°, 180°)), or a
+            list of degrees, one a task. Those drawn by the seed are Buzzega et al.'s (2020).
+        options: those of :class:`~cl_lib.data.stream.Stream`.
     """
     data = _dataset(data)
     if isinstance(angles, str):
@@ -114,8 +118,11 @@ def shifted(
 ) -> Stream:
     """All classes in each task, the images corrupted in its own way, named in ``cl_lib.data.views.SHIFTS``.
 
-    A shift is a name, ``"noisy"``, or a name and an amount of one's own, ``"noisy:0.5"``. The noise of an image
-    is the same each time. Float images must be in [0, 1]. ``options`` are those of :class:`~cl_lib.data.stream.Stream`.
+    The noise of an image is the same each time. Float images must be in [0, 1].
+
+    Arguments:
+        shifts: one a task, each a name such as ``noisy``, or a name and an amount of one's own, ``noisy:0.5``.
+        options: those of :class:`~cl_lib.data.stream.Stream`.
     """
     data = _dataset(data)
     if isinstance(shifts, str) or not len(shifts) or not all(isinstance(shift, str) for shift in shifts):

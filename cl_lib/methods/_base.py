@@ -43,7 +43,7 @@ class Trainer(Protocol):
     capture: bool  # whether steps become CUDA graphs
 
     def net(self, position: int = 0, training: bool = False): ...
-    def random(self, positions=None, purpose="method", owner="") -> list[torch.Generator]: ...  # one a seed
+    def random(self, positions=None, purpose="method") -> list[torch.Generator]: ...  # one a seed
     def example(self) -> tuple[Tensor, Tensor]: ...  # one sample as the network meets it, and its output row
     def sample(self, position=0, task=0, index=None, part="train") -> Bag: ...  # samples as a buffer keeps them
     def seen(self, samples: Bag, positions) -> Tensor: ...  # stored samples [G, B, …] as the network meets them

@@ -19,10 +19,11 @@ class Combined(Method, registered=False):
 
     .. math:: \mathcal L(\theta) = \mathcal L_t(\theta) + \sum_p \mathcal P_p(\theta)
 
-    Each part keeps its own state, its own view of the batch and its own random stream, the one that it has alone:
-    with the others' strengths at 0 a part does exactly what it does alone. One part may have a loss, a direction,
-    a network or an answer of its own; two of the same kind contradict each other and are refused, as are methods
-    that train in a loop of their own.
+    Each part keeps its own state, its own view of the batch and its own random stream: two buffers keep different
+    samples and draw different batches. With the others' strengths at 0 a part does exactly what it does alone, but
+    for its random numbers, which in company are others than alone. One part may have a loss, a direction, a network
+    or an answer of its own; two of the same kind contradict each other and are refused, as are methods that train in
+    a loop of their own.
     """
 
     family = "combination"

@@ -88,7 +88,7 @@ def with_host(state: Bag, host: Bag) -> Bag:
 class Part:
     """The learner as one of several methods sees it: with its own part of the state, and random numbers of its own.
 
-    ``owner`` and ``purpose`` name them, see :meth:`Trainer.random <cl_lib.methods._base.Trainer>`.
+    ``owner`` and ``purpose`` name them, see :meth:`random`.
     """
 
     def __init__(self, learner, name: str, owner: str = "", purpose: str = "method"):
@@ -101,5 +101,7 @@ class Part:
     def state(self) -> Bag:
         return part(self._learner.state, self._name)
 
-    def random(self, positions=None, purpose: str = "", owner: str = ""):
-        return self._learner.random(positions, purpose or self._purpose, owner or self._owner)
+    def random(self, positions=None, purpose: str = ""):
+        """Generators as :meth:`Trainer.random <cl_lib.methods._base.Trainer>` gives them, others for each owner."""
+        purpose = purpose or self._purpose
+        return self._learner.random(positions, f"{purpose} of {self._owner}" if self._owner else purpose)

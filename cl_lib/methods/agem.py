@@ -3,6 +3,7 @@ from dataclasses import dataclass
 import torch
 
 from cl_lib.bounds import Count, Natural
+from cl_lib.errors import InputError
 from cl_lib.methods._base import Method, warn_unless_plain
 from cl_lib.nets.losses import cross_entropy
 from cl_lib.replay.rehearsal import draw_replay, start_buffer
@@ -17,8 +18,8 @@ class AGEM(Method):
               \quad\text{if } g \cdot g_{ref} < 0, \qquad \tilde g = g \text{ otherwise}
 
     g is the gradient of the new batch, g_ref that of ``replay_batch`` samples drawn from the memory of all
-    past tasks together; both are one vector over all parameters. The memory of ``memory`` samples is shared
-    equally: each task leaves ⌊M/T⌋ of its own, drawn uniformly when it ends.
+    past tasks together, or of all of them while there are fewer; both are one vector over all parameters. The memory
+    of ``memory`` samples is shared equally: each task leaves ⌊M/T⌋ of its own, drawn uniformly when it ends.
 
     The guarantee, to first order and for the mean loss of the reference batch only, holds for plain SGD;
     momentum, weight decay and Adam move along other directions than g̃.
@@ -27,7 +28,7 @@ class AGEM(Method):
     """
 
     memory: Natural = 200  # M, samples in all
-    replay_batch: Count | None = None  # size of the reference batch; None: as large as the batch
+    replay_batch: Count | None = 256  # size of the reference batch (the paper's); None: as large as the batch
 
     family = "replay"
     helps = {"domain": {}}
@@ -36,14 +37,23 @@ class AGEM(Method):
     cost = "each step: forward and backward pass of replay_batch samples; memory: the buffer; constant in the tasks"
 
     def check(self, learner):
+        self.share(learner.stream.tasks)
         if self.memory:
             warn_unless_plain(self, learner, momentum=True)
 
     def start(self, learner):
         return Bag(buffer=start_buffer(learner, self.memory))
 
+    def share(self, tasks: int) -> int:
+        """⌊M/T⌋, how many samples of each task are kept; refuses a memory without room for one."""
+        if 0 < self.memory < tasks:
+            raise InputError(f"memory={self.memory} cannot hold one sample of each of {tasks} tasks: raise memory.")
+        return self.memory // tasks
+
     def before_step(self, learner, batch, state):
-        draw_replay(learner, batch, state.buffer, self.replay_batch)
+        wanted = batch.x.shape[1] if self.replay_batch is None else self.replay_batch
+        stored = batch.task_index * self.share(learner.stream.tasks)
+        draw_replay(learner, batch, state.buffer, min(wanted, stored))
 
     def direct(self, grads, net, batch, state):
         if "replay" not in batch:
@@ -55,10 +65,10 @@ class AGEM(Method):
     def grow(self, state, growth):
         """More tasks share the memory: each old one keeps the first ⌊M/T⌋ of its samples."""
         before, now = growth.tasks
-        return Bag(state, buffer=thinned(state.buffer, before, self.memory // now))
+        return Bag(state, buffer=thinned(state.buffer, before, self.share(now)))
 
     def after_task(self, net, task, state):
-        buffer, share = state.buffer, self.memory // task.learner.stream.tasks
+        buffer, share = state.buffer, self.share(task.learner.stream.tasks)
         new = task.draw(share)
         at = slice(int(buffer.seen), int(buffer.seen) + len(new.y))
         kept = {name: buffer[name].clone() for name in new}

@@ -102,7 +102,8 @@ class DGR(Method):
         losses = []
         for head in batch.heads:
             taught = (rows >= head.start) & (rows < head.stop) if isinstance(head, range) else head
-            counted = taught if len(batch.heads) > 1 or batch.rows is None else taught | batch.rows
+            others = taught if batch.apart else batch.rows  # of the same softmax
+            counted = None if others is None else taught | others
             losses.append(relearn(logits, teacher, taught, counted, self.temperature))
         return batch.task_index / (batch.task_index + 1) * torch.stack(losses).mean()
 

@@ -1,4 +1,3 @@
-import contextlib
 from dataclasses import dataclass
 
 import torch
@@ -76,9 +75,9 @@ class GPM(Method):
         return min(1.0, start + task * self.increase)
 
     def task(self, net, batch):
-        still = self.frozen_statistics and not self.off and batch.task_index > 0
-        with still_statistics(net) if still else contextlib.nullcontext():
-            return super().task(net, batch)
+        # for every pass of the step: what is replayed beside it moves the statistics no more than new data do
+        net.still = self.frozen_statistics and not self.off and batch.task_index > 0
+        return super().task(net, batch)
 
     @torch.no_grad()
     def after_task(self, net, task, state):
@@ -107,18 +106,6 @@ def layers(net) -> dict[str, nn.Module]:
     """The layers that have a basis, by the names of their weights."""
     found = {f"{k}.weight" if k else "weight": m for k, m in net.module.named_modules() if isinstance(m, LAYERS)}
     return {name: layer for name, layer in found.items() if name in net.params}
-
-
-@contextlib.contextmanager
-def still_statistics(net):
-    """Inside, a forward pass in training mode normalises with the running statistics and does not move them."""
-    norms = [m for m in net.module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    net.module.train(net.training)
-    for m in norms:
-        m.eval()
-    yield
-    for m in norms:
-        m.train(net.training)
 
 
 def projected(grads: dict, bases: dict) -> dict:

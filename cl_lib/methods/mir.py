@@ -8,6 +8,7 @@ from cl_lib.methods.er import ER
 from cl_lib.nets.losses import cross_entropy
 from cl_lib.replay import buffers
 from cl_lib.replay.rehearsal import draw_replay
+from cl_lib.seeds import Bag
 
 
 @dataclass
@@ -26,7 +27,8 @@ class MIR(ER):
 
     Where paper and code differ: this is the paper's first criterion; its second, against the smallest loss that a
     sample ever had, is not built. The losses before and after are measured in training mode, as the authors' are, but
-    move no batch-norm statistics.
+    move no batch-norm statistics. The paper draws the candidates from the whole buffer, its code from the samples of
+    other tasks than the one that is learned, which ``current=False`` does: a buffer that has none replays nothing.
 
     Cost: each step also takes one gradient of the new batch, two forward passes over the candidates and one pass
     over ``replay_batch`` samples; memory: the buffer, constant in the tasks.
@@ -34,6 +36,7 @@ class MIR(ER):
 
     candidates: Count | None = None  # |𝒮|; None: five times as many as are replayed (the paper's 50 for 10)
     virtual_rate: NonNegative | None = None  # η; None: the run's learning rate
+    current: bool = True  # whether the current task's samples may be chosen; False is the authors' code
 
     helps = {"class": {}, "domain": {}}
     citation = "Aljundi et al., 2019, NeurIPS, arXiv:1908.04742"
@@ -47,29 +50,44 @@ class MIR(ER):
                 f"candidates={self.candidates} are fewer than the {k} samples to be chosen from them: "
                 f"give candidates={5 * k}, or a smaller replay_batch."
             )
+        if not self.current and not learner.stream.boundaries:
+            raise InputError(
+                "current=False leaves out what belongs to the current task, which a stream with boundaries=False does "
+                "not tell: give current=True."
+            )
 
-    def before_step(self, learner, batch, state):
-        k = batch.x.shape[1] if self.replay_batch is None else self.replay_batch
-        draw_replay(learner, batch, state.buffer, self.candidates or 5 * k)
-        if "replay" not in batch or self.strength == 0:
+    def draw(self, learner, batch, state):
+        if not self.current and batch.task_index == 0:
             return
-        held = buffers.filled(state.buffer).to(batch.x.device)[:, None]
-        batch.turn = torch.arange(batch.replay.x.shape[1], device=batch.x.device) // held  # [G, |𝒮|]
+        k = batch.x.shape[1] if self.replay_batch is None else self.replay_batch
+        among = None if self.current else buffers.held(state.buffer) & (state.buffer.task != batch.task_index)
+        draw_replay(learner, batch, state.buffer, self.candidates or 5 * k, among=among)
+        if "replay" not in batch:
+            return
+        offered = buffers.filled(state.buffer).to(batch.x.device) if among is None else among.sum(1)  # [G]
+        batch.turn = torch.arange(batch.replay.x.shape[1], device=batch.x.device) // offered.clamp(min=1)[:, None]
+        batch.offers = offered > 0
         rate = learner.options.lr if self.virtual_rate is None else self.virtual_rate
-        batch.rate = batch.x.new_full(held.shape[:1], rate)
+        batch.rate = batch.x.new_full(offered.shape, rate)
 
     def penalty(self, net, batch, state):
-        if "replay" not in batch or self.strength == 0:
-            return 0.0
-        candidates = batch.replay
-        k = min(self.replay_batch or len(batch.x), len(candidates.x))
-        chosen = most_interfered(self.increase(net, batch), batch.turn, k)
-        rows = candidates.rows[chosen] if "rows" in candidates else None
-        return self.strength * cross_entropy(net(candidates.x[chosen]), candidates.y[chosen], rows)
+        loss = super().penalty(net, batch, state)
+        return torch.where(batch.offers, loss, 0.0) if "offers" in batch else loss
+
+    def replayed(self, net, batch):
+        """The candidates that suffer most, chosen once a step."""
+        if "chosen" not in batch.out:
+            candidates = batch.replay
+            k = min(self.replay_batch or len(batch.x), len(candidates.x))
+            chosen = most_interfered(self.increase(net, batch), batch.turn, k)
+            batch.out.chosen = Bag(
+                {name: candidates[name][chosen] for name in ("x", "y", "rows") if name in candidates}
+            )
+        return batch.out.chosen
 
     def increase(self, net, batch):
         """By how much the virtual step raises the loss of each candidate, ``[|𝒮|]``."""
-        g = net.grad(lambda net: self.task(net, batch))
+        g = net.grad(lambda net: cross_entropy(net(batch.x), batch.y, batch.rows))
         after = {name: p.detach() - batch.rate * g[name] for name, p in net.params.items()}
 
         def losses(params):

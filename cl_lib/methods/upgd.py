@@ -1,10 +1,12 @@
 import math
+import warnings
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 
 from cl_lib.bounds import BelowOne, NonNegative
+from cl_lib.errors import PoorPairing
 from cl_lib.methods._base import Method
 from cl_lib.seeds import Bag
 
@@ -24,7 +26,8 @@ class UPGD(Method):
     each tensor to length 1 instead: in a linear layer the weights into one unit. ``protecting=False`` scales the
     noise alone, g + ξ (1 − s). Task-free: nothing happens at a task's end.
 
-    The paper also lets weights decay, θ ← (1 − αλ) θ: that is ``weight_decay`` of the run with plain sgd.
+    The paper also lets weights decay, θ ← (1 − αλ) θ: that is ``weight_decay`` of the run with plain sgd. Adam gives
+    every weight steps of about one length, long gradient or short, so that 1 − s protects nothing: a warning.
 
     Where paper and code disagree: a weight of no utility has s = ½, so that the step is half the nominal one, as in
     the experiments' code; the README's doubles the learning rate, which ``doubled=True`` does. The code divides the
@@ -47,6 +50,16 @@ class UPGD(Method):
     neutral = {"noise": 0.0, "protecting": False}
     citation = "Elsayed & Mahmood, 2024, ICLR, arXiv:2404.00781, algorithm 1"
     cost = "each step: noise and utility of every parameter; memory: 1 × parameters; constant in the tasks"
+
+    def check(self, learner):
+        named = learner.options.optimizer
+        if named in ("adam", "adamw") and (self.protecting or self.noise):
+            warnings.warn(
+                f"upgd protects a weight by a shorter gradient, and optimizer={named!r} divides by that length again, "
+                "which leaves about fine-tuning: choose sgd.",
+                PoorPairing,
+                stacklevel=4,
+            )
 
     def start(self, learner):
         trace = Bag({k: torch.zeros_like(p) for k, p in learner.params.items()})

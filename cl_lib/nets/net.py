@@ -1,7 +1,7 @@
 """One model as a method sees it: a module whose parameters and buffers are given from outside."""
 
 from collections.abc import Callable
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +10,8 @@ from torch.func import functional_call
 from cl_lib.errors import InputError
 from cl_lib.seeds import Bag
 
-LAYERS = (nn.Linear, nn.Conv2d, nn.modules.batchnorm._BatchNorm)  # what `Net.taps` looks into
+BatchNorm = nn.modules.batchnorm._BatchNorm
+LAYERS = (nn.Linear, nn.Conv2d, BatchNorm)  # what `Net.taps` looks into
 
 
 class Net:
@@ -26,6 +27,8 @@ class Net:
         params: parameter tensors by name, of one model: no seed axis (`vmap` hides it).
         buffers: buffer tensors by name, and any parameters that are not trained.
         training: whether the module runs in train or in eval mode.
+        still: whether batch norm normalises with its running statistics in train mode too, and does not move them.
+            It may be set at any time, for all passes that follow.
     """
 
     def __init__(
@@ -34,8 +37,9 @@ class Net:
         params: dict[str, Tensor],
         buffers: dict[str, Tensor],
         training: bool = True,
+        still: bool = False,
     ):
-        self.module, self.params, self.buffers, self.training = module, params, buffers, training
+        self.module, self.params, self.buffers, self.training, self.still = module, params, buffers, training, still
         self._x = self._logits = self._features = None
         self._has_graph = False
         self._earlier: dict[int, tuple] = {}
@@ -133,7 +137,7 @@ class Net:
         """∇_θ loss(net), by name. On cloned buffers: only the training forward moves their statistics."""
 
         def of(params):
-            return loss(Net(self.module, params, _copies(self.buffers), self.training))
+            return loss(self.replace(params, _copies(self.buffers)))
 
         return torch.func.grad(of)({name: p.detach() for name, p in self.params.items()})
 
@@ -144,6 +148,7 @@ class Net:
             self.params if params is None else params,
             self.buffers if buffers is None else buffers,
             self.training if training is None else training,
+            self.still,
         )
 
     def snapshot(self) -> Bag:
@@ -160,7 +165,10 @@ class Net:
             self.module.train(self.training)
         head, seen = head_of(self.module), []
         remember = lambda _, args, named: seen.append(next(iter((*args, *named.values()))))
-        with head.register_forward_pre_hook(remember, with_kwargs=True) if head else nullcontext():
+        with (
+            head.register_forward_pre_hook(remember, with_kwargs=True) if head else nullcontext(),
+            _still(self.module) if self.still else nullcontext(),
+        ):
             logits = functional_call(self.module, (self.params, self.buffers), (x,))
         self._x, self._logits, self._features = x, logits, seen[-1] if seen else None
         self._has_graph = torch.is_grad_enabled()
@@ -172,6 +180,19 @@ def head_of(module: nn.Module) -> nn.Module | None:
     if isinstance(head := getattr(module, "head", None), nn.Module):
         return head
     return next((m for m in reversed(list(module.modules())) if isinstance(m, nn.Linear)), None)
+
+
+@contextmanager
+def _still(module: nn.Module):
+    """Inside, batch norm is in eval mode."""
+    norms = [m for m in module.modules() if isinstance(m, BatchNorm) and m.training]
+    for norm in norms:
+        norm.eval()
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.train()
 
 
 def _copies(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

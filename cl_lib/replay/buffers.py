@@ -30,6 +30,12 @@ def filled(buffer: Bag) -> Tensor:
     return buffer.seen.clamp(max=capacity(buffer))
 
 
+def held(buffer: Bag) -> Tensor:
+    """Which rows of each seed hold a sample, ``[S, M+1]``."""
+    rows = torch.arange(buffer.x.shape[1], device=buffer.x.device)
+    return rows < filled(buffer).to(rows.device)[:, None]
+
+
 def size(buffer: Bag) -> int:
     """Bytes of one seed's rows, the unread one left out."""
     rows = capacity(buffer)
@@ -65,19 +71,25 @@ def reservoir_insert(buffer: Bag, generators: list, real: Tensor | None = None, 
     buffer.seen += real.sum(1)
 
 
-def draw(buffer: Bag, count: int, generators: list) -> Bag | None:
+def draw(buffer: Bag, count: int, generators: list, among: Tensor | None = None) -> Bag | None:
     """``count`` stored samples of each seed without replacement, ``[S, count, …]``; None while all are empty.
 
     The count never exceeds the capacity; a buffer that holds fewer is read several times over, every sample
-    equally often up to one, so that the shape does not depend on how full it is.
+    equally often up to one, so that the shape does not depend on how full it is. ``among`` ``[S, M+1]``, a mask of
+    rows that hold a sample, leaves the others out; of a seed where it is empty one row comes again and again.
     """
     rows, count = filled(buffer), min(count, capacity(buffer))
     if not rows.any():
         return None
     picked = []
-    for held, g in zip(rows.tolist(), generators, strict=True):
-        order = torch.randperm(held, generator=g, device=g.device)
-        picked.append(order.repeat(-(-count // held))[:count])
+    for s, (full, g) in enumerate(zip(rows.tolist(), generators, strict=True)):
+        order = torch.randperm(full, generator=g, device=g.device)
+        if among is None:
+            picked.append(order.repeat(-(-count // full))[:count])
+            continue
+        own = among[s, order]
+        order = order[own.logical_not().int().argsort(stable=True)]
+        picked.append(order[torch.arange(count, device=order.device) % own.sum().clamp(min=1)])
     picked = torch.stack(picked)
     seed = torch.arange(len(picked), device=picked.device)[:, None]
     return Bag({name: t[seed, picked] for name, t in buffer.items() if name != "seen"})

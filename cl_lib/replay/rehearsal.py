@@ -41,10 +41,13 @@ def insert(learner, batch, buffer: Bag, **more) -> None:
     buffers.reservoir_insert(buffer, learner.random(batch.positions), batch.real, **samples)
 
 
-def draw_replay(learner, batch, buffer: Bag, count: int | None, name: str = "replay") -> None:
-    """``batch.replay``: stored samples of each seed, augmented as new ones are, with the rows that count."""
+def draw_replay(learner, batch, buffer: Bag, count: int | None, name: str = "replay", among=None) -> None:
+    """``batch.replay``: stored samples of each seed, augmented as new ones are, with the rows that count.
+
+    ``among`` leaves rows of the buffer out, see :func:`cl_lib.replay.buffers.draw`.
+    """
     generators = learner.random(batch.positions)
-    replay = buffers.draw(buffer, batch.x.shape[1] if count is None else count, generators)
+    replay = buffers.draw(buffer, batch.x.shape[1] if count is None else count, generators, among)
     if replay is None:
         return
     replay.x = learner.augmented(learner.seen(replay, batch.positions), batch.positions)

@@ -27,7 +27,7 @@ class NotebookFailed(RuntimeError):
 
 
 def read(path) -> nbformat.NotebookNode:
-    """The notebook at `path`; InputError where there is none."""
+    """The notebook at ``path``; InputError where there is none."""
     path = Path(path)
     if not path.is_file():
         folder = path.parent
@@ -41,12 +41,12 @@ def read(path) -> nbformat.NotebookNode:
 
 
 def tagged(notebook, tag: str) -> list:
-    """The cells of `notebook` that carry `tag`."""
+    """The cells of ``notebook`` that carry ``tag``."""
     return [cell for cell in notebook.cells if tag in cell.metadata.get("tags", ())]
 
 
 def parameters(notebook) -> dict[str, object]:
-    """Names and defaults of the notebook's parameters: the assignments in its cell tagged `parameters`.
+    """Names and defaults of the notebook's parameters: the assignments in its cell tagged ``parameters``.
 
     A default that is not a literal is given as its source text.
     """
@@ -75,10 +75,10 @@ def parse(text: str):
 
 
 def execute(notebook, output, values: dict | None = None, *, progress: bool = False) -> Path:
-    """Run the notebook at `notebook` with its parameters set to `values`, and write the result to `output`.
+    """Run the notebook at ``notebook`` with its parameters set to ``values``, and write the result to ``output``.
 
     Returns the path written. Raises InputError for a missing notebook, a parameter that the notebook does not
-    have and an output that would overwrite the notebook; NotebookFailed where a cell fails (`output` then
+    have and an output that would overwrite the notebook; NotebookFailed where a cell fails (``output`` then
     holds what ran).
     """
     import papermill
@@ -137,7 +137,7 @@ def _reason(error: Exception) -> str:
 
 
 def execute_all(notebooks: Iterable[Path], folder, jobs: int | None = None) -> list[Path]:
-    """Run every notebook with its defaults into `folder`, `jobs` at a time (default: one a core).
+    """Run every notebook with its defaults into ``folder``, ``jobs`` at a time (default: one a core).
 
     Prints one line for each. All of them run; if any failed, NotebookFailed then names each of them.
     """
@@ -161,7 +161,7 @@ def execute_all(notebooks: Iterable[Path], folder, jobs: int | None = None) -> l
 
 
 def strip(notebook) -> nbformat.NotebookNode:
-    """`notebook` without what changes from run to run: timings, machine paths, the kernel's version.
+    """``notebook`` without what changes from run to run: timings, machine paths, the kernel's version.
 
     In place. Tags, cell ids, outputs and the figures' alternative texts stay.
     """
@@ -180,7 +180,7 @@ def strip(notebook) -> nbformat.NotebookNode:
 
 
 def with_install(notebook, url: str, branch: str = "main") -> nbformat.NotebookNode:
-    """`notebook` with a first code cell that finds or installs the library; without one while `url` is empty.
+    """``notebook`` with a first code cell that finds or installs the library; without one while ``url`` is empty.
 
     In place. The cell is made from the book's configuration, so that the address stands in one file only.
     """
@@ -200,7 +200,7 @@ def with_install(notebook, url: str, branch: str = "main") -> nbformat.NotebookN
 
 
 def write(notebook, path) -> None:
-    """Write `notebook` to `path` whole or not at all."""
+    """Write ``notebook`` to ``path`` whole or not at all."""
     path = Path(path)
     temporary = path.with_name(path.name + ".part")
     nbformat.write(notebook, temporary)
@@ -208,7 +208,7 @@ def write(notebook, path) -> None:
 
 
 def add_arguments(parser) -> None:
-    """The arguments of the `notebook` command, for an argparse parser."""
+    """The arguments of the ``notebook`` command, for an argparse parser."""
     parser.add_argument("notebook", help="the notebook to run, for example notebooks/01_scenarios_and_metrics.ipynb")
     parser.add_argument("output", nargs="?", help="where to write the executed copy (default: results/<its name>)")
     parser.add_argument(
@@ -224,7 +224,7 @@ def add_arguments(parser) -> None:
 
 
 def command(arguments) -> int:
-    """Carry out the `notebook` command with parsed arguments; returns the exit status. Raises InputError."""
+    """Carry out the ``notebook`` command with parsed arguments; returns the exit status. Raises InputError."""
     if arguments.list:
         for name, default in parameters(read(arguments.notebook)).items():
             print(f"{name} = {default!r}")

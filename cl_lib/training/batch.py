@@ -29,6 +29,7 @@ class Batch(Bag):
     | ``rows`` | ``[C]``, ``[G, B, C]`` or None | which output rows the loss sees; None is all |
     | ``old``, ``seen``, ``present`` | ``[C]`` | rows met before this task, up to it, in it |
     | ``heads`` | list | the old rows, one range or mask for each softmax: one a task if task-incremental, else one |
+    | ``apart`` | bool | whether each task has a softmax of its own, as it has if task-incremental |
     | ``task_index``, ``epoch`` | int | the task that is learned, and the pass over its data |
     | ``positions`` | tuple of int | where the step's seeds stand among the learner's |
     | ``replay``, … | Bag | what a method's ``before_step`` has put there |

@@ -5,12 +5,12 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor
-from torch.func import vmap
 from torch.utils import _pytree as pytree
 
 from cl_lib.methods._base import Method
 from cl_lib.nets.net import Net
 from cl_lib.seeds import Bag, alike, take
+from cl_lib.training.lift import lifted
 from cl_lib.training.networks import Networks
 
 BATCH = 2048
@@ -67,4 +67,4 @@ def scores(networks: Networks, method: Method, state: Bag, group: tuple[int, ...
     with networks.autocast():
         if len(group) == 1:
             return one(*pytree.tree_map(lambda t: t[0], owned), x[0])[None].float()
-        return vmap(one)(*owned, x).float()
+        return lifted(one, (0,) * 4, method.key)(*owned, x).float()

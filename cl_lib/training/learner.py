@@ -281,16 +281,14 @@ class Learner:
         """The rows that count for stored samples, see :meth:`cl_lib.training.rows.Rows.of`."""
         return self.rows.of(tasks, seen)
 
-    def random(self, positions=None, purpose: str = "method", owner: str = "") -> list[torch.Generator]:
+    def random(self, positions=None, purpose: str = "method") -> list[torch.Generator]:
         """A method's random numbers, one generator for each of the seeds at ``positions`` (None: all).
 
-        Another ``purpose`` gives others. One of several methods names itself as their ``owner``; it then draws what
-        it would draw alone. They are kept with the learner's state.
+        Another ``purpose`` gives others. They are kept with the learner's state.
         """
-        name = f"{purpose}:{owner}" if owner else purpose
-        if name not in self.generators:
-            self.generators[name] = [generator(s, purpose, self.device) for s in self.seeds]
-        every = self.generators[name]
+        if purpose not in self.generators:
+            self.generators[purpose] = [generator(s, purpose, self.device) for s in self.seeds]
+        every = self.generators[purpose]
         return every if positions is None else [every[i] for i in positions]
 
     def example(self) -> tuple[Tensor, Tensor]:
@@ -428,9 +426,8 @@ class Learner:
             for name, tensor in own.items():
                 tensor.copy_(tensors[name])
         self.state = placed(kept.get("state", Bag()), self.device)
-        for name, states in kept.random.items():
-            purpose, _, owner = name.partition(":")
-            for g, state in zip(self.random(None, purpose, owner), states, strict=True):
+        for purpose, states in kept.random.items():
+            for g, state in zip(self.random(purpose=purpose), states, strict=True):
                 g.set_state(state.cpu().clone())
         if self.networks.moments is not None:
             self.networks.moments = placed(kept.get("moments", Bag()), self.device)

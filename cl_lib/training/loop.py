@@ -7,15 +7,15 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.func import vmap
 from torch.utils import _pytree as pytree
 
-from cl_lib.errors import Diverged, InputError
+from cl_lib.errors import Diverged
 from cl_lib.methods._base import Method
 from cl_lib.nets.net import Net
 from cl_lib.seeds import Bag, place, put_back, take
 from cl_lib.training.batch import Batch, Samples
 from cl_lib.training.capture import Captured
+from cl_lib.training.lift import lifted
 from cl_lib.training.networks import Networks
 from cl_lib.training.options import Options
 
@@ -124,7 +124,7 @@ class Loop:
         else:
             params, buffers = networks.of(group)
             params = {k: t.detach().requires_grad_() for k, t in params.items()}
-            lift = lambda function, *dims: self._explained(vmap(function, in_dims=dims))
+            lift = lambda function, *dims: lifted(function, dims, self.method.key)
         dims = Batch({k: None if k in shared else 0 for k in batch})
 
         with networks.autocast():
@@ -155,24 +155,6 @@ class Loop:
         net = Net(self.networks.module, params, buffers, training=True)
         grads = self.method.direct(grads, net, batch, state)
         return grads if self.options.clip is None else clip_norm(grads, self.options.clip)
-
-    def _explained(self, mapped: Callable) -> Callable:
-        """The same function; what vmap cannot carry is said in words that a method's author can use."""
-
-        def call(*args):
-            try:
-                return mapped(*args)
-            except RuntimeError as error:
-                reason = str(error).strip().partition("\n")[0]
-                if not any(word in reason for word in ("vmap", "functorch", "batching rule", ".item()")):
-                    raise
-                raise InputError(
-                    f"{self.method.key} cannot be mapped over several seeds at once ({reason}): keep task, penalty and "
-                    "direct free of .item(), Python branches on tensors and random draws, or state stacked = False in "
-                    "the class; its seeds then run one after another."
-                ) from error
-
-        return call
 
     def _seen(self, params: dict, grads: dict) -> Bag:
         """What a step starts from; an optimiser that we do not know may write into its gradients."""

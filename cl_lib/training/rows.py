@@ -33,16 +33,19 @@ class Rows:
     def masks(self, task: int) -> Bag:
         """While ``task`` is trained: ``old``, ``seen``, ``present``, and ``rows``, those of its loss (None: all).
 
-        All are ``[C]``. ``heads`` are the rows to distil, one range or mask for each softmax.
+        All are ``[C]``. ``heads`` are the rows to distil, one range or mask for each softmax; ``apart`` says whether
+        each task has a softmax of its own.
         """
         if not self.stream.boundaries:  # who is not told when a task begins cannot leave a row out
             every = torch.ones_like(self.owners[0])
-            return Bag(old=every, seen=every, present=every, rows=None, heads=[range(self.stream.outputs)])
+            heads = [range(self.stream.outputs)]
+            return Bag(old=every, seen=every, present=every, rows=None, heads=heads, apart=False)
         before = self.stream.rows[:task]
         out = Bag(old=self.mask(self.met(task)), seen=self.mask(self.met(task + 1)), present=self.owners[task])
         chosen = {"seen": out.seen, "present": out.present, "all": None}[self.loss_over]
         out.rows = {"task": out.present, "domain": None, "class": chosen}[self.stream.scenario]
-        heads = before if self.stream.scenario == "task" else [self.met(task)]
+        out.apart = self.stream.scenario == "task"
+        heads = before if out.apart else [self.met(task)]
         out.heads = [self.head(rows) for rows in heads]
         return out
 

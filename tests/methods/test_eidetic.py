@@ -20,6 +20,8 @@ from cl_lib.nets.recurrent import Recurrent, swap
 from cl_lib.training import evaluation
 from cl_lib.training.checkpoint import load_checkpoint, save_checkpoint
 
+import helpers
+
 pytestmark = pytest.mark.filterwarnings("ignore::cl_lib.PoorPairing")
 SHAPE = (1, 8, 8)
 ACTIVATIONS = {"relu": nn.ReLU, "tanh": nn.Tanh, "sigmoid": nn.Sigmoid, "gelu": nn.GELU}
@@ -100,8 +102,8 @@ OPTIMISERS = st.sampled_from(
 RUN = {"epochs": 4, "batch_size": 20, "step": 0.3, "recovery": 1, "wait": 1, "tolerance": 0.1, "router_epochs": 1}
 
 
-def stream(scenario="task", tasks=5, per_class=10, **options):
-    return cl_lib.split("digits", tasks=tasks, scenario=scenario, per_class=per_class, **options)
+def stream(scenario="task", **options):
+    return helpers.stream(scenario, **{"per_class": 10, **options})
 
 
 def learner(network="mlp", source=None, **options):

@@ -6,7 +6,6 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
 
 import cl_lib
 from cl_lib import Learner, run
@@ -15,30 +14,13 @@ from cl_lib.methods.agem import project
 from cl_lib.nets.net import Net
 from cl_lib.seeds import Bag
 
+from helpers import QUICK, FakeTask, mlp, moved, net_of, stream
+
 pytestmark = pytest.mark.filterwarnings("ignore::cl_lib.PoorPairing")
-QUICK = {"epochs": 1, "batch_size": 8, "hidden": (16,), "lr": 0.02}
 
 
-def stream(scenario="class", **options):
-    return cl_lib.split("digits", scenario=scenario, **{"per_class": 12, **options})
-
-
-def random_net(seed=0, sizes=(4, 5, 3)):
-    torch.manual_seed(seed)
-    module = nn.Sequential(nn.Linear(*sizes[:2]), nn.Tanh(), nn.Linear(*sizes[1:])).double()
-    return Net(module, dict(module.named_parameters()), {}, training=False)
-
-
-class FakeTask:
-    """What EWC and LwF read of a task."""
-
-    rows, index = None, 0
-
-    def __init__(self, x, y):
-        self.x, self.y, self.generator = x, y, torch.Generator().manual_seed(0)
-
-    def data(self, count=None):
-        return self.x, self.y
+def random_net(seed=0):
+    return net_of(mlp, seed)
 
 
 def brute_force_fisher(net, x):
@@ -50,13 +32,6 @@ def brute_force_fisher(net, x):
             for name, value in zip(total, g, strict=True):
                 total[name] += p[c] * value**2 / len(x)
     return total
-
-
-def moved(net, step, seed=1):
-    torch.manual_seed(seed)
-    return net.replace(
-        params={k: (p + step * torch.randn_like(p)).detach().requires_grad_() for k, p in net.params.items()}
-    )
 
 
 # --- EWC -------------------------------------------------------------------------------------------------
@@ -275,13 +250,13 @@ def test_agem_projection(g, r):
 
 def test_agem_steps_do_not_raise_the_reference_loss():
     """To first order, with plain SGD: a small step changes the loss on the memory by less than it would untouched."""
-    how = {"epochs": 1, "batch_size": 8, "hidden": (16,), "dtype": "float64"}
-    first = Learner("agem", stream("domain"), memory=50, lr=0.02, **how)
+    how = QUICK | {"dtype": "float64"}
+    first = Learner("agem", stream("domain"), memory=50, **how)
     first.learn()
     x, y = first.seen(first.state.buffer, (0,))[0, :10], first.state.buffer.y[0, :10]  # a fifth of the memory each task
 
     def rises(method, **parameters):
-        learner = Learner(method, stream("domain"), lr=1e-4, **how, **parameters)
+        learner = Learner(method, stream("domain"), **how | {"lr": 1e-4}, **parameters)
         for name, tensor in learner.params.items():
             tensor.copy_(first.params[name])
         learner.state, learner.done = first.state if method == "agem" else learner.state, 1

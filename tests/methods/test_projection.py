@@ -19,16 +19,13 @@ from cl_lib.nets import networks
 from cl_lib.nets.net import Net
 from cl_lib.seeds import Bag
 
-QUICK = {"epochs": 1, "batch_size": 8, "hidden": (16,), "lr": 0.02}
+from helpers import QUICK, random
+
 DOUBLE = QUICK | {"dtype": "float64"}
 
 
 def rotated(**options):
     return cl_lib.rotated("digits", **{"tasks": 3, "per_class": 4, **options})
-
-
-def random(*size, seed=0):
-    return torch.randn(*size, generator=torch.Generator().manual_seed(seed), dtype=torch.double)
 
 
 def programmes(tasks, parameters=12, n=20):

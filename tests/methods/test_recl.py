@@ -2,6 +2,7 @@
 
 import dataclasses
 import warnings
+from functools import partial
 
 import numpy as np
 import pytest
@@ -21,18 +22,18 @@ from cl_lib.training.checkpoint import load_checkpoint, save_checkpoint
 from cl_lib.training.learner import Learner
 from cl_lib.training.runs import run
 
-QUICK = {"epochs": 2, "batch_size": 8, "hidden": (20,), "lr": 0.05, "network": "homogeneous_mlp"}
+import helpers
+from helpers import TWICE
+
+QUICK = TWICE | {"lr": 0.05, "network": "homogeneous_mlp"}
 BRIEF = {"samples": 10, "steps": 15}
 SHAPE = (1, 8, 8)
+stream = partial(helpers.stream, normalise="centre")
 
 
 @pytest.fixture(autouse=True)
 def same_networks_each_time():
     torch.manual_seed(0)
-
-
-def stream(scenario="class", **options):
-    return cl_lib.split("digits", scenario=scenario, **{"per_class": 12, "normalise": "centre", **options})
 
 
 def stacked(*modules, dtype=torch.float64):
@@ -328,7 +329,7 @@ def test_every_method_hosts_or_is_refused(host):
     if scenario not in registry()[host].scenarios or host == "recl":
         return
     how = {"host": host, **BRIEF, **QUICK}
-    if registry()[host].__dict__.get("fit"):
+    if make(host).has("fit"):
         with pytest.raises(cl_lib.InputError, match="loop of its own"):
             run("recl", stream(scenario, tasks=2), **how)
         return

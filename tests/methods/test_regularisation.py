@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch import nn
 
-import cl_lib
 from cl_lib import InputError, Learner
 from cl_lib.curvature import fisher, spectrum
 from cl_lib.methods._registry import make
@@ -18,23 +17,11 @@ from cl_lib.nets.net import Net
 from cl_lib.nets.vectors import vector
 from cl_lib.seeds import Bag
 
+from helpers import QUICK, FakeTask, close, mlp, moved, net_of, random, stream
+
 pytestmark = pytest.mark.filterwarnings("ignore::cl_lib.PoorPairing")
-QUICK = {"epochs": 1, "batch_size": 8, "hidden": (8,), "lr": 0.02, "dtype": "float64"}
+DOUBLE = QUICK | {"hidden": (8,), "dtype": "float64"}
 KEYS = ("mas", "si", "ewc_kfac", "ewc_topk")
-
-
-def stream(scenario="domain", **options):
-    return cl_lib.split("digits", scenario=scenario, **{"per_class": 12, **options})
-
-
-def net_of(module, seed=0):
-    torch.manual_seed(seed)
-    module = module().double().eval()
-    return Net(module, dict(module.named_parameters()), dict(module.named_buffers()), training=False)
-
-
-def mlp():
-    return nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3))
 
 
 def conv():
@@ -43,23 +30,8 @@ def conv():
     )
 
 
-class FakeTask:
-    """What these methods read of a task."""
-
-    def __init__(self, x, y=None, index=0, rows=None):
-        self.x, self.y, self.index, self.rows, self.generator = x, y, index, rows, torch.Generator().manual_seed(0)
-
-    def data(self, count=None):
-        return self.x, self.y
-
-
 def inputs(n=6, shape=(4,), seed=1):
-    return torch.randn(n, *shape, dtype=torch.double, generator=torch.Generator().manual_seed(seed))
-
-
-def moved(net, step=0.3, seed=2):
-    torch.manual_seed(seed)
-    return net.replace(params={k: (p + step * torch.randn_like(p)).detach() for k, p in net.params.items()})
+    return random(n, *shape, seed=seed)
 
 
 def with_leaves(net):
@@ -75,12 +47,6 @@ def gradient(method, net, memory):
             strict=True,
         )
     )
-
-
-def assert_close(a, b, **how):
-    assert set(a) == set(b)
-    for k in a:
-        torch.testing.assert_close(a[k], b[k], **how)
 
 
 # --- all of them -----------------------------------------------------------------------------------------
@@ -132,11 +98,11 @@ def test_parameters_that_changed_shape_are_refused(key):
 
 @pytest.mark.parametrize("key", KEYS)
 def test_memory_is_constant_and_the_first_task_free(key):
-    learner, sizes = Learner(key, stream(), **QUICK), []
+    learner, sizes = Learner(key, stream("domain"), **DOUBLE), []
     for task in range(4):
         learner.learn()
         if task == 0:
-            plain = Learner("finetune", stream(), **QUICK)
+            plain = Learner("finetune", stream("domain"), **DOUBLE)
             plain.learn()
             assert all(torch.equal(plain.params[k], p) for k, p in learner.params.items())
         sizes.append(sum(t.numel() for t in torch.utils._pytree.tree_leaves(learner.state)))
@@ -146,7 +112,7 @@ def test_memory_is_constant_and_the_first_task_free(key):
 @pytest.mark.parametrize("key", KEYS)
 def test_senseless_parameters_are_refused(key):
     with pytest.raises(InputError, match="strength=-1"):
-        Learner(key, stream(), strength=-1, **QUICK)
+        Learner(key, stream("domain"), strength=-1, **DOUBLE)
 
 
 def test_more_senseless_parameters():
@@ -161,7 +127,7 @@ def test_more_senseless_parameters():
         ("ewc_topk", {"k": -1}, "k=-1"),
     ):
         with pytest.raises(InputError, match=match):
-            Learner(key, stream("task"), **parameters, **QUICK)
+            Learner(key, stream("task"), **parameters, **DOUBLE)
 
 
 # --- MAS -------------------------------------------------------------------------------------------------
@@ -195,7 +161,7 @@ class Shared(nn.Module):
 def test_mas_importance_is_the_mean_magnitude_of_single_gradients(network, shape, rows):
     net, x = net_of(network), inputs(shape=shape)
     Ω = importance(net, x, rows)
-    assert_close(Ω, mas_by_hand(net, x, rows))
+    close(Ω, mas_by_hand(net, x, rows))
     assert all((ω >= 0).all() for ω in Ω.values())
     live = with_leaves(net)
     z = live(x) if rows is None else live(x)[:, rows]
@@ -226,9 +192,9 @@ def test_mas_never_looks_at_labels_and_joins_tasks(over):
         memory = method.after_task(nets[t], FakeTask(xs[t], y=None, index=t), memory)
     each = [mas_by_hand(n, x) for n, x in zip(nets, xs, strict=True)]
     total = {k: sum(Ω[k] for Ω in each) / (1 if over == "sum" else 3) for k in each[0]}
-    assert_close(memory.importance, total)
+    close(memory.importance, total)
     here = moved(nets[2])
-    assert_close(
+    close(
         gradient(make("mas", strength=2.0), here, memory),
         {k: 2 * 2.0 * total[k] * (p - nets[2].params[k]).detach() for k, p in here.params.items()},
     )
@@ -239,7 +205,7 @@ def test_mas_never_looks_at_labels_and_joins_tasks(over):
 
 def follow(method="si", tasks=1, source=None, **options):
     """The learner after some tasks; every step's parameters before and after it, and its batch, by task."""
-    learner = Learner(method, source or stream(), **QUICK | options)
+    learner = Learner(method, source or stream("domain"), **DOUBLE | options)
     steps = []
     for _ in range(tasks):
         own, last = [], {k: p.clone() for k, p in learner.params.items()}
@@ -285,7 +251,7 @@ def test_si_path_is_of_the_tasks_gradient_alone_and_of_the_actual_step(options):
         g = task_gradient(learner, before, batch)
         for k in ω:
             ω[k] -= g[k] * (after[k][0] - before[k][0])
-    assert_close({k: p[0] for k, p in learner.state.path.items()}, ω, rtol=1e-7, atol=1e-12)
+    close({k: p[0] for k, p in learner.state.path.items()}, ω, rtol=1e-7, atol=1e-12)
     plain = follow("finetune", tasks=3, **options)[0]
     assert any((plain.params[k] - p).abs().max() > 1e-4 for k, p in learner.params.items()), "the penalty did nothing"
 
@@ -334,7 +300,7 @@ def test_si_importance():
     at_anchor = learner.method.penalty(net, None, memory)
     assert at_anchor == 0 and all((g == 0).all() for g in gradient(learner.method, net, memory).values())
     here = moved(net)
-    assert_close(
+    close(
         gradient(make("si", strength=3.0), here, memory),
         {k: 2 * 3.0 * memory.importance[k] * (p - memory.anchor[k]) for k, p in here.params.items()},
     )
@@ -350,13 +316,13 @@ def test_si_unused_parameters_have_no_path():
 def test_si_same_trajectory_same_path():
     ours, _ = follow(tasks=2, optimizer="sgd", momentum=0.5)
     theirs, _ = follow(tasks=2, optimizer=lambda p: torch.optim.SGD(p, lr=0.02, momentum=0.5, foreach=True))
-    assert_close(ours.state.path, theirs.state.path)
+    close(ours.state.path, theirs.state.path)
 
 
 def test_si_path_of_stacked_seeds_and_of_copies():
     """Seeds that take unequal steps are trained on copies of their rows, written back."""
     unequal = stream("class", order="per-seed", per_class=None)
-    how = QUICK | {"batch_size": 64}
+    how = DOUBLE | {"batch_size": 64}
     together = Learner("si", unequal, seeds=(0, 1, 2), seeds_at_once=3, **how)
     for _ in range(2):
         together.learn()
@@ -371,11 +337,11 @@ def test_si_path_of_stacked_seeds_and_of_copies():
 def test_si_adds_to_other_methods():
     """ER + SI at strength 0 is ER; SI + EWC at strength 0 is SI."""
     for pair, strength, alone in ((("er", "si"), "si.strength", "er"), (("si", "ewc"), "ewc.strength", "si")):
-        both = Learner("+".join(pair), stream(), **{strength: 0.0}, **QUICK)
-        one = Learner(alone, stream(), **QUICK)
+        both = Learner("+".join(pair), stream("domain"), **{strength: 0.0}, **DOUBLE)
+        one = Learner(alone, stream("domain"), **DOUBLE)
         for _ in range(3):
             both.learn(), one.learn()
-        assert_close(both.params, one.params)
+        close(both.params, one.params)
 
 
 # --- Kronecker factors -----------------------------------------------------------------------------------
@@ -453,7 +419,7 @@ def test_kfac_penalty_is_the_explicit_kronecker_form(network, shape):
             Δ = (here.params[k] - net.params[k]).detach()
             total, grads[k] = total + 1.5 * (F[k] * Δ**2).sum(), 3.0 * F[k] * Δ
     torch.testing.assert_close(method.penalty(here, None, memory), total)
-    assert_close(gradient(method, here, memory), grads)
+    close(gradient(method, here, memory), grads)
 
 
 def test_kfac_without_off_diagonals_is_a_diagonal():

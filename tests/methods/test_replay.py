@@ -21,27 +21,15 @@ from cl_lib.nets.networks import resnet18
 from cl_lib.replay import buffers
 from cl_lib.seeds import Bag, generator
 
+from helpers import QUICK, close, rng, same, stream
+
 pytestmark = pytest.mark.filterwarnings("ignore::cl_lib.PoorPairing")
-QUICK = {"epochs": 1, "batch_size": 8, "hidden": (16,), "lr": 0.05}
-
-
-def stream(scenario="class", **options):
-    return cl_lib.split("digits", scenario=scenario, **{"per_class": 12, **options})
-
-
-def rng(seed=0):
-    return torch.Generator().manual_seed(seed)
-
-
-def same_weights(a, b, exact=True):
-    how = {"rtol": 0, "atol": 0} if exact else {}
-    for name in a.weights:
-        torch.testing.assert_close(a.weights[name], b.weights[name], **how)
+FAST = QUICK | {"lr": 0.05}
 
 
 def one(batch, learner):
     """A batch of a learner with one seed, as a hook for one model meets it."""
-    shared = {"old", "seen", "present", "rows", "heads", "task_index", "epoch", "seeds"}
+    shared = {"old", "seen", "present", "rows", "heads", "apart", "task_index", "epoch", "seeds"}
     strip = lambda v: Bag({k: strip(w) for k, w in v.items()}) if isinstance(v, Bag) else v[0]
     whole = lambda k, v: v is None or (k in shared and not (k == "rows" and v.dim() == 3))
     return Bag({k: v if whole(k, v) else strip(v) for k, v in batch.items() if k != "out"}, out=Bag())
@@ -99,7 +87,7 @@ def test_herding_takes_the_first_of_equals():
 
 def test_herded_buffer_keeps_prefixes_of_the_herding_at_the_end_of_each_classes_task():
     source = stream()
-    learner, full = Learner("er", source, memory=25, buffer="herding", **QUICK), {}
+    learner, full = Learner("er", source, memory=25, buffer="herding", **FAST), {}
     for t in range(3):
         learner.learn()
         x, y = source.batch([0], source.indices(0, t)[None], t)
@@ -116,11 +104,11 @@ def test_herded_buffer_keeps_prefixes_of_the_herding_at_the_end_of_each_classes_
 def test_a_buffer_smaller_than_a_batch_is_warned_about():
     for key in ("er", "er_ace", "der", "derpp", "mir"):
         with pytest.warns(UserWarning, match=r"memory=5 has no room for 8 samples"):
-            Learner(key, stream(), memory=5, **QUICK)
+            Learner(key, stream(), memory=5, **FAST)
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            Learner(key, stream(), memory=5, replay_batch=5, **QUICK)
-            Learner(key, stream(), memory=0, **QUICK)
+            Learner(key, stream(), memory=5, replay_batch=5, **FAST)
+            Learner(key, stream(), memory=0, **FAST)
 
 
 # --- ER-ACE ----------------------------------------------------------------------------------------------
@@ -128,7 +116,7 @@ def test_a_buffer_smaller_than_a_batch_is_warned_about():
 
 @pytest.mark.parametrize("scenario", ["class", "task", "domain"])
 def test_er_ace_moves_no_logit_of_an_absent_class(scenario):
-    learner = Learner("er_ace", stream(scenario), memory=30, **QUICK)
+    learner = Learner("er_ace", stream(scenario), memory=30, **FAST)
     for t in range(3):
         for batch, before in batches(learner, t):
             net = learner.net().replace(before.params, before.buffers)
@@ -145,14 +133,14 @@ def test_er_ace_moves_no_logit_of_an_absent_class(scenario):
 
 def test_er_ace_is_er_where_every_batch_shows_all_classes():
     """One batch is the whole task, and in domain-incremental learning that has all classes."""
-    how = QUICK | {"batch_size": 24, "epochs": 3}
-    same_weights(run("er_ace", stream("domain"), **how), run("er", stream("domain"), **how))
+    how = FAST | {"batch_size": 24, "epochs": 3}
+    same(run("er_ace", stream("domain"), **how), run("er", stream("domain"), **how))
     a, b = (run(key, stream("class"), **how) for key in ("er_ace", "er"))
     assert any(not torch.equal(a.weights[k], b.weights[k]) for k in a.weights)
 
 
 def test_er_ace_in_the_first_task_is_cross_entropy_over_present_classes():
-    how = QUICK | {"batch_size": 24, "loss_over": "present"}
+    how = FAST | {"batch_size": 24, "loss_over": "present"}
     first, plain = Learner("er_ace", stream(), memory=0, **how), Learner("finetune", stream(), **how)
     first.learn(), plain.learn()
     assert all(torch.equal(first.params[k], plain.params[k]) for k in first.params)
@@ -163,7 +151,7 @@ def test_er_ace_in_the_first_task_is_cross_entropy_over_present_classes():
 
 @pytest.mark.parametrize("distance", ["mean", "sum"])
 def test_der_and_derpp_losses_are_the_papers(distance):
-    learner = Learner("derpp", stream(), strength=0.3, label_strength=0.7, replay_batch=5, distance=distance, **QUICK)
+    learner = Learner("derpp", stream(), strength=0.3, label_strength=0.7, replay_batch=5, distance=distance, **FAST)
     learner.learn()
     for batch, before in batches(learner):
         net = learner.net().replace(before.params, before.buffers)
@@ -182,7 +170,7 @@ def test_der_and_derpp_losses_are_the_papers(distance):
 
 
 def test_der_stores_the_logits_of_the_forward_pass_before_the_step():
-    learner = Learner("derpp", stream(augment=True), memory=1000, **QUICK | {"lr": 0.2})
+    learner = Learner("derpp", stream(augment=True), memory=1000, **FAST | {"lr": 0.2})
     for t in range(2):
         for number, (batch, before) in enumerate(batches(learner, t)):
             buffer, at = learner.state.buffer, slice(24 * t + 8 * number, 24 * t + 8 * number + 8)
@@ -197,7 +185,7 @@ def test_der_stores_the_logits_of_the_forward_pass_before_the_step():
 
 
 def test_der_triples_stay_aligned_and_never_change():
-    learner, met = Learner("derpp", stream(), memory=20, **QUICK | {"epochs": 3}), {}
+    learner, met = Learner("derpp", stream(), memory=20, **FAST | {"epochs": 3}), {}
 
     def look(learner, batch):
         for x, z, y in zip(batch.images[0], batch.out.logits[0], batch.y[0], strict=True):
@@ -223,32 +211,32 @@ def test_der_computes_the_logits_of_a_batch_once(key):
 
 
 def test_derpp_without_labels_is_der_and_without_logits_is_er():
-    how = QUICK | {"epochs": 2}
+    how = FAST | {"epochs": 2}
     der = run("der", stream(), strength=0.3, **how)
-    same_weights(run("derpp", stream(), strength=0.3, label_strength=0.0, **how), der)
+    same(run("derpp", stream(), strength=0.3, label_strength=0.0, **how), der)
     er = run("er", stream(), strength=0.7, **how)
-    same_weights(run("derpp", stream(), strength=0.0, label_strength=0.7, every_epoch=False, **how), er)
+    same(run("derpp", stream(), strength=0.0, label_strength=0.7, every_epoch=False, **how), er)
 
 
 def test_der_keeps_no_label_and_offers_each_sample_once_if_asked():
-    learner = Learner("der", stream(), memory=500, every_epoch=False, **QUICK | {"epochs": 3})
+    learner = Learner("der", stream(), memory=500, every_epoch=False, **FAST | {"epochs": 3})
     for _ in range(5):
         learner.learn()
     assert set(learner.state.buffer) == {"x", "logits", "seen"} and learner.state.buffer.seen.tolist() == [120]
     with pytest.raises(cl_lib.InputError, match="'sum'"):
-        Learner("der", stream(), distance="sums", **QUICK)
+        Learner("der", stream(), distance="sums", **FAST)
 
 
 @pytest.mark.parametrize("at_once", [1, 2])
 def test_der_added_to_others_is_der_where_their_strengths_are_zero(at_once):
     """The sum hands each part's logits to that part alone, stacked or not."""
-    how = QUICK | {"seeds": (0, 1), "seeds_at_once": at_once}
+    how = FAST | {"seeds": (0, 1), "seeds_at_once": at_once}
     sum_of = lambda strength: ER(strength=strength) + make("der", strength=1.0) + make("lwf", strength=0.0)
     learner = Learner(sum_of(0.0), stream(), **how)
     alone = Learner(make("der", strength=1.0) + make("finetune"), stream(), **how)
     for _ in range(3):
         learner.learn(), alone.learn()
-    same_weights(learner.result(), alone.result(), exact=False)
+    close(learner.result().weights, alone.result().weights)
     torch.testing.assert_close(learner.state.der.buffer.logits, alone.state.der.buffer.logits)
     with_both = run(sum_of(1.0), stream(), **how)
     assert any(not torch.equal(with_both.weights[k], learner.result().weights[k]) for k in with_both.weights)
@@ -260,7 +248,7 @@ def test_der_added_to_others_is_der_where_their_strengths_are_zero(at_once):
 @pytest.mark.parametrize("scenario", ["class", "task"])
 def test_mir_replays_what_the_coming_step_harms_most(scenario):
     """Against copies of the network that really take the step, one sample at a time."""
-    how = QUICK | {"dtype": "float64"}
+    how = FAST | {"dtype": "float64"}
     learner = Learner("mir", stream(scenario), memory=40, candidates=15, replay_batch=4, strength=0.5, **how)
     learner.learn()
     for batch, before in batches(learner):
@@ -282,9 +270,9 @@ def test_mir_replays_what_the_coming_step_harms_most(scenario):
 
 
 def test_mir_with_no_choice_is_er():
-    how = QUICK | {"dtype": "float64"}
+    how = FAST | {"dtype": "float64"}
     a = run("mir", stream(), memory=40, candidates=8, **how)
-    same_weights(a, run("er", stream(), memory=40, **how), exact=False)
+    close(a.weights, run("er", stream(), memory=40, **how).weights)
 
 
 @given(
@@ -313,7 +301,7 @@ def test_mir_looks_ahead_without_a_trace():
 
 def test_mir_refuses_too_few_candidates():
     with pytest.raises(cl_lib.InputError, match="candidates=7 are fewer than the 8"):
-        Learner("mir", stream(), candidates=7, **QUICK)
+        Learner("mir", stream(), candidates=7, **FAST)
 
 
 # --- GDumb -----------------------------------------------------------------------------------------------
@@ -359,7 +347,7 @@ def test_greedy_sampler_is_the_papers(labels, capacity, cut, seed):
 
 def test_gdumb_memory_is_balanced_and_genuine():
     source = stream("domain")
-    learner = Learner("gdumb", source, memory=31, passes=1, **QUICK)
+    learner = Learner("gdumb", source, memory=31, passes=1, **FAST)
     for t in range(4):
         learner.learn()
         buffer = learner.state.buffer
@@ -377,7 +365,7 @@ def test_gdumb_memory_is_balanced_and_genuine():
 @pytest.mark.parametrize("scenario", ["class", "task"])
 def test_gdumb_is_plain_training_from_scratch_on_its_memory(scenario):
     """Whatever the network was before; against a loop of torch's own."""
-    learners = [Learner("gdumb", stream(scenario), memory=30, passes=4, **QUICK) for _ in "ab"]
+    learners = [Learner("gdumb", stream(scenario), memory=30, passes=4, **FAST) for _ in "ab"]
     for t in range(3):
         for name, p in learners[1].params.items():
             p.copy_(torch.randn(p.shape, generator=rng(len(name) + t)))
@@ -438,7 +426,7 @@ def test_cutmix_pastes_a_box_and_counts_it(probability):
 
 
 def test_cutmix_loss_counts_both_labels_by_their_share():
-    learner = Learner("gdumb", stream("task"), cutmix=1.0, passes=2, memory=24, **QUICK)
+    learner = Learner("gdumb", stream("task"), cutmix=1.0, passes=2, memory=24, **FAST)
     learner.learn()
     for batch, before in batches(learner):
         net = learner.net().replace(before.params, before.buffers)
@@ -454,7 +442,7 @@ def test_cutmix_loss_counts_both_labels_by_their_share():
 )  # fmt: skip
 def test_gdumb_refuses(wrong, said):
     with pytest.raises(cl_lib.InputError, match=said):
-        Learner("gdumb", stream(), **wrong, **QUICK)
+        Learner("gdumb", stream(), **wrong, **FAST)
     with pytest.raises(cl_lib.InputError, match="loop of its own"):
         make("gdumb") + ER()
 
@@ -466,7 +454,7 @@ SMALL = {"width": 12, "latent": 3}
 
 @pytest.mark.parametrize("scenario", ["class", "task", "domain"])
 def test_dgr_first_task_is_fine_tuning(scenario):
-    learners = [Learner(key, stream(scenario), seeds=(0, 1), **more, **QUICK) for key, more in
+    learners = [Learner(key, stream(scenario), seeds=(0, 1), **more, **FAST) for key, more in
                 (("dgr", SMALL), ("finetune", {}))]  # fmt: skip
     for learner in learners:
         learner.learn()
@@ -480,7 +468,7 @@ def test_dgr_first_task_is_fine_tuning(scenario):
 @pytest.mark.parametrize("temperature", [None, 2.0])
 @pytest.mark.parametrize("scenario", ["class", "task", "domain"])
 def test_dgr_loss_weighs_new_against_dreamt_samples(scenario, temperature):
-    learner = Learner("dgr", stream(scenario), temperature=temperature, **SMALL, **QUICK)
+    learner = Learner("dgr", stream(scenario), temperature=temperature, **SMALL, **FAST)
     learner.learn(), learner.learn()
     teacher = learner.net().snapshot()
     steps, memory = batches(learner), {k: v for k, v in learner.state.items() if k in ("low", "span")}
@@ -509,7 +497,7 @@ def test_dgr_loss_weighs_new_against_dreamt_samples(scenario, temperature):
 
 def test_dgr_generator_is_a_vae_under_adam():
     """Its steps and its bound, against torch's own modules, optimiser and distributions."""
-    learner = Learner("dgr", stream(), generator_rate=0.01, **SMALL, **QUICK | {"dtype": "float64"})
+    learner = Learner("dgr", stream(), generator_rate=0.01, **SMALL, **FAST | {"dtype": "float64"})
     method = learner.method
 
     def layer(weights, name):
@@ -567,7 +555,7 @@ def test_dgr_generator_is_a_vae_under_adam():
 
 
 def test_dgr_keeps_no_sample_and_does_not_grow():
-    learner, sizes = Learner("dgr", stream(), **SMALL, **QUICK), []
+    learner, sizes = Learner("dgr", stream(), **SMALL, **FAST), []
     for _ in range(3):
         learner.learn()
         sizes.append(learner.result().stored_bytes["total"])
@@ -576,7 +564,7 @@ def test_dgr_keeps_no_sample_and_does_not_grow():
 
 
 def test_dgr_dreams_lie_in_the_range_of_the_inputs():
-    learner = Learner("dgr", stream(), **SMALL, **QUICK)
+    learner = Learner("dgr", stream(), **SMALL, **FAST)
     learner.learn()
     x, _ = learner.stream.batch([0], learner.stream.indices(0, 0)[None], 0)
     for batch, _ in batches(learner):
@@ -588,7 +576,7 @@ def test_dgr_dreams_lie_in_the_range_of_the_inputs():
 def test_dgr_refuses():
     for wrong in ({"width": 0}, {"latent": 0}, {"replay_batch": 0}, {"temperature": 0.0}):
         with pytest.raises(cl_lib.InputError, match=next(iter(wrong))):
-            Learner("dgr", stream(), **wrong, **QUICK)
+            Learner("dgr", stream(), **wrong, **FAST)
 
 
 # --- what a hook left for after_step ---------------------------------------------------------------------
@@ -599,7 +587,7 @@ def test_what_a_hook_computed_reaches_after_step(at_once):
     """Stacked or not, detached, and of the network before the step; unequal tasks step in groups."""
     learner = Learner(
         "der", stream(order="per-seed", per_class=None), seeds=(0, 1, 2), seeds_at_once=at_once,
-        **QUICK | {"batch_size": 100},
+        **FAST | {"batch_size": 100},
     )  # fmt: skip
     seen = []
     note = lambda learner, batch: seen.append((batch.out.logits, len(batch.positions), batch.y.shape[1]))
@@ -611,7 +599,7 @@ def test_what_a_hook_computed_reaches_after_step(at_once):
 
 
 def test_joined_er_is_the_mean_over_both_batches():
-    learner = Learner("er", stream(), memory=30, joined=True, **QUICK)
+    learner = Learner("er", stream(), memory=30, joined=True, **FAST)
     learner.learn()
     seen = batches(learner)
     replayed = [(batch, at) for batch, at in seen if "replay" in batch]
@@ -628,7 +616,7 @@ def test_joined_er_is_the_mean_over_both_batches():
 
 
 def test_one_pass_serves_both_batches_with_the_batch_norm_of_the_whole():
-    learner = Learner("finetune", stream(), network=resnet18, **QUICK)
+    learner = Learner("finetune", stream(), network=resnet18, **FAST)
     fresh = lambda: learner.net(training=True).replace(buffers=copy.deepcopy(learner.net().snapshot().buffers))
     a, b = torch.rand(4, *learner.stream.shape), torch.rand(6, *learner.stream.shape)
     net, alone, whole = fresh(), fresh(), torch.cat([a, b])

@@ -1,4 +1,4 @@
-"""Sums of methods: each part does what it does alone."""
+"""Sums of methods: each part does what it does alone, with random numbers of its own."""
 
 from dataclasses import dataclass
 
@@ -16,17 +16,9 @@ from cl_lib.methods.ewc import EWC
 from cl_lib.methods.lwf import LwF
 from cl_lib.training.checkpoint import load_checkpoint, save_checkpoint
 
-QUICK = {"epochs": 2, "batch_size": 8, "hidden": (16,), "lr": 0.02}
+from helpers import TWICE, same, stream
+
 pytestmark = pytest.mark.filterwarnings("ignore::cl_lib.PoorPairing")
-
-
-def stream(scenario="class", **options):
-    return cl_lib.split("digits", scenario=scenario, **{"per_class": 12, **options})
-
-
-def same(a, b):
-    np.testing.assert_array_equal(a.R, b.R)
-    assert all(torch.equal(a.weights[k], b.weights[k]) for k in a.weights)
 
 
 @pytest.mark.parametrize("scenario", ["task", "domain", "class"])
@@ -42,22 +34,26 @@ def same(a, b):
         (AGEM(memory=20), AGEM(memory=20) + LwF(strength=0)),
     ],
 )
-def test_a_part_does_what_it_does_alone(alone, together, scenario):
-    same(run(alone, stream(scenario), **QUICK), run(together, stream(scenario), **QUICK))
+def test_a_part_does_what_it_does_alone_with_random_numbers_of_its_own(alone, together, scenario):
+    learner = Learner(alone, stream(scenario), **TWICE)
+    learner.generators["method"] = learner.random(purpose=f"method of {alone.key}")
+    for _ in range(learner.stream.tasks):
+        learner.learn()
+    same(learner.result(), run(together, stream(scenario), **TWICE))
 
 
 def test_the_sum_is_none_of_its_parts_and_the_order_does_not_matter():
     parts = {"er": ER(memory=20), "lwf": LwF(), "ewc": EWC(strength=9)}
-    total = run(parts["er"] + parts["lwf"] + parts["ewc"], stream(), **QUICK)
+    total = run(parts["er"] + parts["lwf"] + parts["ewc"], stream(), **TWICE)
     for part in parts.values():
-        assert not np.array_equal(run(part, stream(), **QUICK).losses, total.losses)
-    other = run(parts["ewc"] + (parts["lwf"] + parts["er"]), stream(), **QUICK)
+        assert not np.array_equal(run(part, stream(), **TWICE).losses, total.losses)
+    other = run(parts["ewc"] + (parts["lwf"] + parts["er"]), stream(), **TWICE)
     np.testing.assert_allclose(other.losses, total.losses, rtol=1e-4)
-    assert total.stored_bytes["total"] == sum(run(p, stream(), **QUICK).stored_bytes["total"] for p in parts.values())
+    assert total.stored_bytes["total"] == sum(run(p, stream(), **TWICE).stored_bytes["total"] for p in parts.values())
 
 
 def test_two_buffers_stand_side_by_side():
-    learner = Learner(ER(memory=10) + AGEM(memory=25), stream(), **QUICK)
+    learner = Learner(ER(memory=10) + AGEM(memory=25), stream(), **TWICE)
     seen = []
     for _ in range(2):
         learner.learn(on_step=lambda learner, batch: seen.append(batch))
@@ -66,9 +62,9 @@ def test_two_buffers_stand_side_by_side():
 
 
 def test_stacked_seeds_resume_and_results(tmp_path):
-    how = QUICK | {"seeds": (0, 1)}
+    how = TWICE | {"seeds": (0, 1)}
     whole = run("er+ewc", stream(), memory=20, seeds_at_once=2, **{"ewc.strength": 5.0}, **how)
-    alone = run("er+ewc", stream(), memory=20, **{"ewc.strength": 5.0}, **QUICK, seeds=(1,))
+    alone = run("er+ewc", stream(), memory=20, **{"ewc.strength": 5.0}, **TWICE, seeds=(1,))
     for name in alone.weights:
         torch.testing.assert_close(whole.weights[name][1], alone.weights[name][0], rtol=1e-3, atol=1e-4)
     assert whole.config["method"] == "er+ewc" and whole.config["parameters"]["ewc"]["strength"] == 5.0
@@ -113,6 +109,6 @@ def test_what_cannot_be_combined_is_refused():
             ER() + ER(memory=3)
         OtherDirection.scenarios = ("task",)
         with pytest.raises(cl_lib.InputError, match="cannot serve class-incremental"):
-            run(ER() + OtherDirection(), stream(), **QUICK)
+            run(ER() + OtherDirection(), stream(), **TWICE)
     finally:
         REGISTERED.pop("otherdirection")

@@ -10,11 +10,9 @@ from torch.func import grad, jacrev, vmap
 from cl_lib.errors import InputError
 from cl_lib.nets.losses import cross_entropy, distillation, masked, quadratic
 
+from helpers import random
+
 MASK = torch.tensor([True, True, False, True, False])
-
-
-def normal(*shape, seed=0):
-    return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
 # --- cross-entropy ----------------------------------------------------------------------------------------
@@ -22,7 +20,7 @@ def normal(*shape, seed=0):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_masked_rows_take_no_part_and_get_no_gradient(dtype):
-    z, y = normal(4, 5).to(dtype).requires_grad_(), torch.tensor([0, 1, 3, 3])
+    z, y = random(4, 5).to(dtype).requires_grad_(), torch.tensor([0, 1, 3, 3])
     loss = cross_entropy(z, y, MASK)
     expected = F.cross_entropy(z[:, MASK], torch.tensor([0, 1, 2, 2]))
     torch.testing.assert_close(loss, expected)
@@ -33,7 +31,7 @@ def test_masked_rows_take_no_part_and_get_no_gradient(dtype):
 
 
 def test_a_mask_of_each_sample():
-    z, y = normal(2, 5), torch.tensor([0, 4])
+    z, y = random(2, 5), torch.tensor([0, 4])
     rows = torch.stack([MASK, ~MASK])
     each = cross_entropy(z, y, rows, reduction="none")
     torch.testing.assert_close(each[0], cross_entropy(z[:1], y[:1], MASK))
@@ -42,18 +40,18 @@ def test_a_mask_of_each_sample():
 
 
 def test_no_nan_even_where_nothing_counts():
-    z = normal(2, 5).requires_grad_()
+    z = random(2, 5).requires_grad_()
     loss = cross_entropy(z, torch.tensor([0, 1]), torch.zeros(2, 5).bool())
     (g,) = torch.autograd.grad(loss, z, create_graph=True)
     assert loss.isfinite()
     assert g.count_nonzero() == 0
-    probabilities = masked(normal(2, 5), MASK).softmax(-1)
+    probabilities = masked(random(2, 5), MASK).softmax(-1)
     assert probabilities[:, ~MASK].count_nonzero() == 0
 
 
 def test_second_derivatives_through_a_mask():
-    H = jacrev(grad(lambda z: cross_entropy(z[None], torch.tensor([1]), MASK)))(normal(5))
-    p = masked(normal(5), MASK).softmax(-1)
+    H = jacrev(grad(lambda z: cross_entropy(z[None], torch.tensor([1]), MASK)))(random(5))
+    p = masked(random(5), MASK).softmax(-1)
     torch.testing.assert_close(H, torch.diag(p) - torch.outer(p, p))
 
 
@@ -63,7 +61,7 @@ SHAPES = {"weight": (4, 3), "bias": (4,), "scale": ()}
 
 
 def tensors(seed, *axes, positive=False):
-    made = {name: normal(*axes, *shape, seed=seed + i) for i, (name, shape) in enumerate(SHAPES.items())}
+    made = {name: random(*axes, *shape, seed=seed + i) for i, (name, shape) in enumerate(SHAPES.items())}
     return {name: t.abs() if positive else t for name, t in made.items()}
 
 
@@ -87,17 +85,17 @@ def test_quadratic_sums_over_the_tensors_of_its_weight():
 
 
 def test_quadratic_gives_no_gradient_to_anchor_and_weight():
-    θ, a, w = ({"p": normal(3, seed=s).requires_grad_()} for s in range(3))
+    θ, a, w = ({"p": random(3, seed=s).requires_grad_()} for s in range(3))
     quadratic(θ, a, w).backward()
     assert a["p"].grad is None
     assert w["p"].grad is None
 
 
 def test_second_derivative_of_the_quadratic():
-    a, w = normal(3, seed=1), normal(3, seed=2)
+    a, w = random(3, seed=1), random(3, seed=2)
     f = lambda t: quadratic({"p": t}, {"p": a}, {"p": w})
-    torch.testing.assert_close(jacrev(grad(f))(normal(3)), torch.diag(2 * w))
-    θ = normal(3).requires_grad_()
+    torch.testing.assert_close(jacrev(grad(f))(random(3)), torch.diag(2 * w))
+    θ = random(3).requires_grad_()
     (g,) = torch.autograd.grad(f(θ), θ, create_graph=True)
     torch.testing.assert_close(torch.autograd.grad(g.sum(), θ)[0], 2 * w)
 
@@ -140,7 +138,7 @@ def softmax(z, τ):
 
 @pytest.mark.parametrize("τ", [0.5, 1.0, 2.0, 4.0])
 def test_gradients_of_distillation(τ):
-    z, teacher = normal(1, 5).requires_grad_(), normal(1, 5, seed=1)
+    z, teacher = random(1, 5).requires_grad_(), random(1, 5, seed=1)
     q, p = softmax(teacher, τ), softmax(z, τ)
     (g,) = torch.autograd.grad(distillation(z, teacher, None, τ), z)
     torch.testing.assert_close(g, τ * (p - q))
@@ -152,7 +150,7 @@ def test_gradients_of_distillation(τ):
 
 @pytest.mark.parametrize("rows", [None, MASK, [range(0, 2), range(2, 5)]], ids=["all", "mask", "heads"])
 def test_a_student_like_its_teacher_is_left_alone(rows):
-    z = normal(6, 5).requires_grad_()
+    z = random(6, 5).requires_grad_()
     kl = distillation(z, z, rows)
     torch.testing.assert_close(kl, torch.zeros_like(kl))
     for form in ("kl", "ce"):
@@ -161,24 +159,24 @@ def test_a_student_like_its_teacher_is_left_alone(rows):
 
 
 def test_the_cross_entropy_form_is_then_the_teachers_entropy():
-    z, q = normal(6, 5), softmax(normal(6, 5), 2.0)
+    z, q = random(6, 5), softmax(random(6, 5), 2.0)
     torch.testing.assert_close(distillation(z, z, form="ce"), -(q * q.log()).sum(-1).mean())
 
 
 def test_at_high_temperature_it_compares_centred_logits():
-    z, teacher = normal(6, 5), normal(6, 5, seed=1)
+    z, teacher = random(6, 5), random(6, 5, seed=1)
     difference = (z - z.mean(-1, keepdim=True)) - (teacher - teacher.mean(-1, keepdim=True))
     expected = (difference**2).sum(-1).mean() / (2 * 5)
     torch.testing.assert_close(distillation(z, teacher, None, 1e4), expected, rtol=1e-3, atol=0)
 
 
 def test_a_constant_added_to_the_teacher_changes_nothing():
-    z, teacher = normal(6, 5), normal(6, 5, seed=1)
+    z, teacher = random(6, 5), random(6, 5, seed=1)
     torch.testing.assert_close(distillation(z, teacher + 7, MASK), distillation(z, teacher, MASK))
 
 
 def test_rows_that_do_not_count_and_heads():
-    z, teacher = normal(6, 5).requires_grad_(), normal(6, 5, seed=1).requires_grad_()
+    z, teacher = random(6, 5).requires_grad_(), random(6, 5, seed=1).requires_grad_()
     loss = distillation(z, teacher, MASK)
     torch.testing.assert_close(loss, distillation(z[:, MASK], teacher[:, MASK]))
     (g,) = torch.autograd.grad(loss, z)
@@ -195,11 +193,11 @@ def test_rows_that_do_not_count_and_heads():
 
 
 def test_distillation_over_the_seed_axis():
-    z, teacher = normal(3, 6, 5), normal(3, 6, 5, seed=1)
+    z, teacher = random(3, 6, 5), random(3, 6, 5, seed=1)
     stacked = vmap(lambda a, b: distillation(a, b, MASK))(z, teacher)
     torch.testing.assert_close(stacked, torch.stack([distillation(z[s], teacher[s], MASK) for s in range(3)]))
 
 
 def test_an_unknown_form_is_named():
     with pytest.raises(InputError, match="'kd' is not a form of distillation"):
-        distillation(normal(1, 2), normal(1, 2), form="kd")
+        distillation(random(1, 2), random(1, 2), form="kd")

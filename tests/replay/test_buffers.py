@@ -8,9 +8,7 @@ from cl_lib import InputError
 from cl_lib.replay import buffers
 from cl_lib.seeds import Bag
 
-
-def rng(seed=0):
-    return torch.Generator().manual_seed(seed)
+from helpers import rng
 
 
 def filled(capacity, items, batch, seed, first=0):

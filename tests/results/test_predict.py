@@ -1,4 +1,4 @@
-"""A stored result answers as its run did: for every method, also when it was read from a file in another process."""
+"""A stored result answers as its run did, also from its file in another process; for every method: a promise."""
 
 import subprocess
 import sys
@@ -10,22 +10,19 @@ from torch import nn
 
 import cl_lib
 from cl_lib.errors import InputError
-from cl_lib.methods._registry import make, registry
+from cl_lib.methods._registry import make
 
-QUICK = {"epochs": 1, "batch_size": 8, "hidden": (24,), "progress": False}
-SMALL = {
-    "recl": {"samples": 20, "steps": 5},
-    "gdumb": {"passes": 2},
-    "dgr": {"width": 16, "latent": 4},
-    "eidetic": {"recovery": 1, "wait": 1, "hidden": (300, 300), "tolerance": 0.2, "step": 0.2},
-}
+import helpers
+from helpers import QUICK
+
+EIDETIC = {"recovery": 1, "wait": 1, "hidden": (300, 300), "tolerance": 0.2, "step": 0.2}
 pytestmark = pytest.mark.filterwarnings(
     "ignore::cl_lib.PoorPairing", "ignore::cl_lib.methods.recl.homogeneity.NotHomogeneous"
 )
 
 
 def stream(scenario="class", **options):
-    return cl_lib.split("digits", tasks=5, scenario=scenario, per_class=12, order="per-seed", **options)
+    return helpers.stream(scenario, order="per-seed", **options)
 
 
 def accuracies(result, source, seed):
@@ -37,24 +34,10 @@ def accuracies(result, source, seed):
     return right
 
 
-@pytest.mark.parametrize("scenario", ["task", "domain", "class"])
-@pytest.mark.parametrize("key", sorted(registry()))
-def test_a_result_answers_as_R_says_also_from_its_file(key, scenario, tmp_path):
-    if scenario not in registry()[key].scenarios:
-        pytest.skip("not served")
-    source = stream(scenario, normalise="centre")
-    result = cl_lib.run(key, source, seeds=(3, 1), **QUICK | SMALL.get(key, {}))
-    result.save(tmp_path / "kept.safetensors")
-    loaded = cl_lib.Result.load(tmp_path / "kept.safetensors")
-    for one in (result, loaded):
-        for i, seed in enumerate((3, 1)):
-            np.testing.assert_allclose(accuracies(one, source, seed), one.R[i, -1], atol=1e-6)
-
-
 def test_a_router_answers_where_the_argmax_of_the_logits_does_not():
     """What was seen: R said 0.648 while the arg-max of the model's logits gave 0.07."""
     source = stream("domain")
-    result = cl_lib.run("eidetic", source, **QUICK | SMALL["eidetic"] | {"epochs": 3})
+    result = cl_lib.run("eidetic", source, **QUICK | EIDETIC | {"epochs": 3})
     x, y = source.samples(0, 0, "test")
     logits = result.model(0)(x)
     assert logits.shape[1] != source.outputs and result.scores(x, 0).shape == (len(x), source.outputs)
@@ -72,7 +55,7 @@ def test_sums_and_hosts_are_made_again(tmp_path):
 
 def test_in_another_process(tmp_path):
     source = stream("class")
-    result = cl_lib.run("gdumb", source, **QUICK | SMALL["gdumb"])
+    result = cl_lib.run("gdumb", source, **QUICK, passes=2)
     result.save(tmp_path / "kept.safetensors")
     x, _ = source.samples(2, 0, "test")
     torch.save(x, tmp_path / "x.pt")

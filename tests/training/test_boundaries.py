@@ -8,12 +8,14 @@ from cl_lib.errors import InputError
 from cl_lib.methods._registry import make, registry
 from cl_lib.training.learner import Learner
 
-QUICK = {"epochs": 1, "hidden": (20,), "progress": False}
+import helpers
+from helpers import QUICK
+
 FREE = {"der", "derpp", "er", "er_ace", "finetune", "mir", "upgd"}
 
 
 def stream(scenario="class", **options):
-    return cl_lib.split("digits", scenario=scenario, per_class=12, boundaries=False, **options)
+    return helpers.stream(scenario, boundaries=False, **options)
 
 
 @pytest.mark.parametrize("key", sorted(registry()))
@@ -41,7 +43,7 @@ def test_no_row_is_left_out():
     one.learn(on_step=lambda learner, batch: seen.append((batch.rows, batch.old, batch.seen)))
     assert all(rows is None and old.all() and new.all() for rows, old, new in seen)
     assert one.rows.allowed(1).all()
-    told = Learner("er", cl_lib.split("digits", per_class=12), **QUICK)
+    told = Learner("er", helpers.stream(), **QUICK)
     told.learn()
     assert told.rows.allowed(1).sum(1).tolist() == [2] * 5
 

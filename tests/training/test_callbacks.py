@@ -8,7 +8,8 @@ import cl_lib
 from cl_lib.errors import InputError
 from cl_lib.training.learner import Learner
 
-QUICK = {"epochs": 2, "batch_size": 8, "hidden": (20,), "progress": False}
+from helpers import TWICE
+
 STREAM = cl_lib.split("digits", tasks=2, per_class=8)
 
 
@@ -29,7 +30,7 @@ class Notes(cl_lib.Callback):
 
 def test_every_step_epoch_and_task_is_told():
     notes, other = Notes(), Notes()
-    result = cl_lib.run("finetune", STREAM, seeds=2, callbacks=[notes, other], **QUICK)
+    result = cl_lib.run("finetune", STREAM, seeds=2, callbacks=[notes, other], **TWICE)
     each = 5  # 40 images in batches of 8
     assert len(notes.steps) == 2 * 2 * 2 * each  # tasks, seeds, epochs
     assert [s[:4] for s in notes.steps[: each + 1]] == [(0, 0, n + 1, (0,)) for n in range(each)] + [
@@ -44,12 +45,12 @@ def test_every_step_epoch_and_task_is_told():
 
 def test_stacked_seeds_are_told_together():
     notes = Notes()
-    cl_lib.run("finetune", STREAM, seeds=2, seeds_at_once=2, callbacks=notes, **QUICK)
+    cl_lib.run("finetune", STREAM, seeds=2, seeds_at_once=2, callbacks=notes, **TWICE)
     assert {s[3] for s in notes.steps} == {(0, 1)} and len(notes.epochs[0][2]) == 2
 
 
 def test_watching_changes_no_number():
-    plain, watched = (cl_lib.run("er", STREAM, callbacks=c, **QUICK) for c in ((), [Notes()]))
+    plain, watched = (cl_lib.run("er", STREAM, callbacks=c, **TWICE) for c in ((), [Notes()]))
     assert all(torch.equal(plain.weights[k], watched.weights[k]) for k in plain.weights)
 
 
@@ -58,10 +59,10 @@ def test_in_processes_callbacks_are_copies(tmp_path):
         def on_task(self, moment):
             (tmp_path / f"{moment.learner.seeds[0]}-{moment.task}").write_text("done")
 
-    cl_lib.run("finetune", STREAM, seeds=2, jobs=2, callbacks=ToFile(), **QUICK)
+    cl_lib.run("finetune", STREAM, seeds=2, jobs=2, callbacks=ToFile(), **TWICE)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["0-0", "0-1", "1-0", "1-1"]
 
 
 def test_what_watches_nothing_is_refused():
     with pytest.raises(InputError, match="none of on_step, on_epoch and on_task"):
-        Learner("finetune", STREAM, callbacks=[print], **QUICK)
+        Learner("finetune", STREAM, callbacks=[print], **TWICE)

@@ -7,23 +7,14 @@ from torch import nn
 
 import cl_lib
 from cl_lib.errors import InputError
-from cl_lib.methods._registry import make, registry
-from cl_lib.seeds import flatten
+from cl_lib.methods._registry import make
 from cl_lib.training.checkpoint import load_checkpoint, save_checkpoint
 from cl_lib.training.learner import Learner
 
-QUICK = {"epochs": 1, "batch_size": 8, "hidden": (20,), "lr": 0.02, "progress": False}
-SMALL = {
-    "recl": {"samples": 20, "steps": 5},
-    "gdumb": {"passes": 2},
-    "dgr": {"width": 16, "latent": 4},
-    "gem": {"memory": 60},
-}
-pytestmark = pytest.mark.filterwarnings(
-    "ignore::cl_lib.PoorPairing", "ignore::cl_lib.methods.recl.homogeneity.NotHomogeneous"
-)
+from helpers import QUICK
+
+pytestmark = pytest.mark.filterwarnings("ignore::cl_lib.PoorPairing")
 DIGITS = cl_lib.load("digits")
-GROWING = [key for key in sorted(registry()) if key != "eidetic"]
 
 
 def part(*classes):
@@ -37,32 +28,23 @@ def beginning(scenario="class"):
 
 
 def learner(key, scenario="class", **options):
-    return Learner(make(key, **SMALL.get(key, {})), beginning(scenario), **QUICK | options)
+    return Learner(key, beginning(scenario), **QUICK | options)
 
 
-@pytest.mark.parametrize("scenario", cl_lib.methods._base.SCENARIOS)
-@pytest.mark.parametrize("key", GROWING)
-def test_a_method_goes_on_when_a_task_is_appended(key, scenario):
-    if scenario not in registry()[key].scenarios:
-        pytest.skip("not served")
-    one = learner(key, scenario, seeds=(0, 1))
+@pytest.mark.parametrize("scenario, outputs", [("task", 6), ("class", 6), ("domain", 2)])
+def test_new_classes_get_rows_of_their_own_for_every_seed(scenario, outputs):
+    one = learner("er", scenario, seeds=(0, 1))
     one.learn()
     one.learn()
     x = torch.randn(5, *one.stream.shape)
     before = [one.net(i)(x) for i in (0, 1)]
-    R = one.records.R.copy()
     assert one.extend(*part(4, 5)) == 2
-    C = one.stream.outputs
-    assert {"task": 6, "class": 6, "domain": 2}[scenario] == C
-    for i, old in enumerate(before):  # old rows answer as they did, bit for bit, but for how a product is summed
+    assert one.stream.outputs == outputs
+    for i, old in enumerate(before):  # old rows answer as they did, but for how a product is summed
         torch.testing.assert_close(one.net(i)(x)[:, : old.shape[1]], old, rtol=1e-5, atol=1e-6)
     assert not torch.equal(one.params["head.weight"][0, -1], one.params["head.weight"][1, -1])
     one.learn()
-    result = one.result()
-    assert result.R.shape == (2, 3, 3) and not np.isnan(result.R[:, 2]).any()
-    np.testing.assert_array_equal(result.R[:, :2, :2], R)
-    for name, tensor in flatten(one.state):
-        assert tensor.isfinite().all(), name
+    assert one.result().R.shape == (2, 3, 3)
 
 
 @pytest.mark.parametrize("key", ["er", "gem", "agem", "ewc_topk", "lwf", "derpp"])
@@ -71,9 +53,9 @@ def test_tasks_known_late_are_learned_as_tasks_known_early(key):
     whole = cl_lib.from_datasets(
         [part(0, 1), part(2, 3), part(0, 3)], "domain", name="all", rows="label", normalise="none"
     )
-    known = Learner(make(key, **SMALL.get(key, {})), whole, **QUICK)
+    known = Learner(key, whole, **QUICK)
     late = cl_lib.from_datasets([part(0, 1), part(2, 3)], "domain", name="all", rows="label", normalise="none")
-    grown = Learner(make(key, **SMALL.get(key, {})), late, **QUICK)
+    grown = Learner(key, late, **QUICK)
     for one in (known, grown):
         one.learn()
         one.learn()
@@ -159,3 +141,29 @@ def test_what_cannot_grow_is_refused():
         one = Learner(make("gem", memory=2), beginning(), **QUICK)
         one.learn()
         one.extend(*part(4, 5))
+
+
+class CosineHead(nn.Linear):
+    """A last layer that is more than a product, with a parameter of its own."""
+
+    def __init__(self, inputs, outputs):
+        super().__init__(inputs, outputs, bias=False)
+        self.scale = nn.Parameter(torch.tensor(7.0))
+
+    def forward(self, x):
+        normal = torch.nn.functional.normalize
+        return self.scale * normal(x, dim=-1) @ normal(self.weight, dim=-1).T
+
+
+def test_a_head_of_ones_own_kind_stays_one():
+    network = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), CosineHead(16, 4))
+    one = Learner("finetune", beginning(), **QUICK | {"network": network})
+    one.learn()
+    one.learn()
+    x = torch.randn(5, *one.stream.shape)
+    before = one.net()(x)
+    one.extend(*part(4, 5))
+    assert isinstance(one.module[3], CosineHead) and "3.scale" in one.params
+    torch.testing.assert_close(one.net()(x)[:, :4], before)
+    assert one.net()(x).shape == (5, 6) and one.net()(x).abs().max() <= one.params["3.scale"][0] + 1e-5
+    one.learn()

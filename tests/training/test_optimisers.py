@@ -9,13 +9,15 @@ from cl_lib.errors import InputError
 from cl_lib.training.checkpoint import load_checkpoint, save_checkpoint
 from cl_lib.training.learner import Learner
 
-QUICK = {"epochs": 1, "batch_size": 8, "hidden": (12,), "progress": False, "dtype": "float64"}
+from helpers import QUICK
+
+DOUBLE = QUICK | {"dtype": "float64"}
 STREAM = cl_lib.split("digits", tasks=5, scenario="domain", per_class=8)
 
 
 def by_hand(optimizer, tasks=2, keep=False, **how):
     """Fine-tuning in plain PyTorch; ``optimizer(module)`` makes one."""
-    learner = Learner("finetune", STREAM, **QUICK | how)
+    learner = Learner("finetune", STREAM, **DOUBLE | how)
     module = learner._models()[0].double()
     order, own = torch.Generator().manual_seed(0), None
     for t in range(tasks):
@@ -29,7 +31,7 @@ def by_hand(optimizer, tasks=2, keep=False, **how):
 
 
 def learned(tasks=2, **how):
-    learner = Learner("finetune", STREAM, **QUICK | how)
+    learner = Learner("finetune", STREAM, **DOUBLE | how)
     for _ in range(tasks):
         learner.learn()
     return learner
@@ -63,7 +65,7 @@ def test_groups_work_stacked_and_under_a_schedule():
 
 def test_a_frozen_body():
     learner = learned(groups={"body.*": {"lr": 0.0}})
-    start = Learner("finetune", STREAM, **QUICK)
+    start = Learner("finetune", STREAM, **DOUBLE)
     assert torch.equal(learner.params["body.1.weight"], start.params["body.1.weight"])
     assert not torch.equal(learner.params["head.weight"], start.params["head.weight"])
 
@@ -87,7 +89,7 @@ def test_an_optimiser_that_is_kept_is_one_optimiser(optimizer, how):
 def test_what_is_kept_survives_a_checkpoint_and_other_seeds(tmp_path):
     how = {"optimizer": "adam", "optimizer_state": "keep", "seeds": (0, 1)}
     straight = learned(tasks=3, **how)
-    first, second = learned(tasks=2, **how), Learner("finetune", STREAM, **QUICK | how)
+    first, second = learned(tasks=2, **how), Learner("finetune", STREAM, **DOUBLE | how)
     save_checkpoint(first, tmp_path / "state")
     load_checkpoint(second, tmp_path / "state")
     second.learn()
@@ -99,14 +101,14 @@ def test_what_is_kept_survives_a_checkpoint_and_other_seeds(tmp_path):
 
 def test_a_stream_without_boundaries_keeps_its_optimiser():
     free = cl_lib.split("digits", tasks=5, scenario="domain", per_class=8, boundaries=False)
-    how = QUICK | {"optimizer": "adam", "lr": 0.01}
+    how = DOUBLE | {"optimizer": "adam", "lr": 0.01}
     one, kept = Learner("finetune", free, **how), Learner("finetune", STREAM, **how | {"optimizer_state": "keep"})
     for learner in (one, kept):
         learner.learn()
         learner.learn()
     same(one, {k: p[0] for k, p in kept.params.items()})
     with pytest.raises(InputError, match="A schedule begins anew with each task"):
-        Learner("finetune", free, **QUICK, schedule="cosine")
+        Learner("finetune", free, **DOUBLE, schedule="cosine")
 
 
 def test_settings_that_name_no_run_before():

@@ -38,7 +38,7 @@ class Eidetic(Method):
     written back after every step. Which neuron feeds which is derived from the network by ``torch.fx``.
 
     ``score``: ``"l1"`` or ``"l2"`` norm of a neuron's incoming weights, or ``"random"``, lowest in each layer; or
-    ``"taylor"``, |s ∂ℓ/∂s| over the training set (or ``score_samples`` of it), lowest in the network.
+    ``"taylor"``, ``|s ∂ℓ/∂s|`` over the training set (or ``score_samples`` of it), lowest in the network.
 
     Each task has output rows of its own. Where the task is not given (class- and domain-incremental), a router on the
     penultimate features is trained after each task on the data of all tasks so far, ``router_epochs`` epochs, with

@@ -153,7 +153,7 @@ def taylor(net, structure: Structure, x: Tensor, loss) -> Tensor:
     .. math:: \sum_n \operatorname{mean}_{positions} \Big| s\, \frac{\partial \ell_n}{\partial s} \Big|
 
     s is the layer's output before batch norm and activation, in evaluation mode. ``loss(logits)`` is the sum of the
-    samples' losses. With one position it is |∂ℓ/∂g| of a gate g = 1 on the neuron.
+    samples' losses. With one position it is ``|∂ℓ/∂g|`` of a gate g = 1 on the neuron.
     """
     seen, hooks = [], []
     for name in structure.layers:

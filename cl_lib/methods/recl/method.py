@@ -29,7 +29,7 @@ class ReCL(Wrapper):
               \qquad \text{then the host learns } D_t \cup \hat D_t
 
     Before each task but the first, ``samples`` images, equally many of each class met, are read back from the network
-    as it is (:mod:`cl_lib.methods.recl.reconstruction` states losses, factors and where papers and code disagree) and
+    as it is (:mod:`cl_lib.methods.recl.reconstruction` states losses, factors, and where papers and code disagree) and
     joined to the task's data; the ``host`` trains on both and does not know. They are inputs as the network meets
     them, so give the stream ``normalise="centre"``: the prior keeps them within −1 and 1.
 
@@ -59,6 +59,7 @@ class ReCL(Wrapper):
     lambda_weight: NonNegative = reconstruction.Settings.lambda_weight
     spread: NonNegative = reconstruction.Settings.spread
     alpha: NonNegative = reconstruction.Settings.alpha
+    averaged: bool = reconstruction.Settings.averaged  # the 1/m; False is the papers' formula
     stop: Count | None = None  # end after so many iterations without a lower loss
     precision: Literal["float32", "float64"] | None = None  # of the reconstruction; None: the run's
     source: Literal["network", "noise", "stored"] = "network"
@@ -84,6 +85,11 @@ class ReCL(Wrapper):
         if self.host.has("fit"):
             raise InputError(
                 f"{self.host.key} trains in a loop of its own, to which nothing can be joined: give ReCL another host."
+            )
+        if self.samples and learner.stream.scenario == "class" and learner.options.loss_over == "present":
+            raise InputError(
+                "recl joins images of old classes to a task's data, and loss_over='present' leaves the rows of these "
+                "out of the loss: choose loss_over='seen' or 'all'."
             )
         kept = "samples" if self.source == "stored" else "references"
         if 0 < self.keeps < (classes := sum(learner.stream.sizes)):

@@ -12,7 +12,8 @@ equation is solved for the samples:
 
 j runs over the rows that count, ℓ over the tensors of parameters. Everything is a sum, none a mean, but for the 1/m
 of the coefficients. Where papers and code disagree: the papers (Buzaglo et al., 2023; Janetzky et al., 2024) have no
-1/m and w = 1; the code of Buzaglo et al., whose λ and learning rates the defaults are, has 1/m and w = 5.
+1/m, which ``averaged=False`` leaves out, and w = 1; the code of Buzaglo et al. has 1/m and w = 5, as here. λ_min is
+its default too; both learning rates, the momentum, σ_x and α are our own choice.
 """
 
 from collections.abc import Callable
@@ -42,7 +43,7 @@ class Settings:
     lambda_weight: NonNegative = 5.0  # w
     spread: NonNegative = 1e-2  # σ_x, of the noise that the samples start as
     alpha: NonNegative = 150.0  # steepness of the smooth derivative of ReLU
-    averaged: bool = True  # the 1/m
+    averaged: bool = True  # the 1/m; False is the papers' formula
     stop: Count | None = None  # end after so many iterations without a lower loss
     tolerance: NonNegative = 1e-4  # lower by this share of it
 
@@ -103,7 +104,7 @@ def lambda_loss(coefficients: Tensor, least: float) -> Tensor:
 
 
 def prior_loss(x: Tensor) -> Tensor:
-    """Σ_{i,d} max(0, |x_id| − 1)²: inputs less their mean lie within −1 and 1."""
+    """``Σ_{i,d} max(0, |x_id| − 1)²``: inputs less their mean lie within −1 and 1."""
     return (x.abs() - 1).clamp_min(0).square().sum()
 
 
