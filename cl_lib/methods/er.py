@@ -2,8 +2,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from cl_lib.bounds import Count, Natural, NonNegative
+from cl_lib.errors import InputError
 from cl_lib.methods._base import Method
 from cl_lib.nets.losses import cross_entropy
+from cl_lib.replay import buffers
 from cl_lib.replay.rehearsal import draw_replay, insert, refill, start_buffer, warn_if_small
 from cl_lib.seeds import Bag
 
@@ -26,6 +28,9 @@ class ER(Method):
     halved; where the last batch of an epoch is short it gives the few new samples their share and no more, which
     steadies the result.
 
+    With ``replay_epochs`` a task ends with so many passes over the stored samples alone, the new task's among them (a
+    reservoir's are): a fine-tuning that evens out what the last batches did.
+
     Cost: each step also passes over ``replay_batch`` samples; memory: the buffer, constant in the tasks.
     """
 
@@ -34,6 +39,7 @@ class ER(Method):
     strength: NonNegative = 1.0  # α
     buffer: Literal["reservoir", "balanced", "herding"] = "reservoir"
     joined: bool = False  # one mean over new and stored samples, instead of a sum of two
+    replay_epochs: Natural = 0  # passes over the stored samples alone, after each task
 
     family = "replay"
     helps = {"class": {}, "domain": {}}
@@ -42,17 +48,39 @@ class ER(Method):
     cost = "each step: replay_batch more samples; memory: the buffer; constant in the tasks"
 
     def check(self, learner):
+        if self.replay_epochs and self.buffer != "reservoir":
+            raise InputError(
+                f"replay_epochs={self.replay_epochs} needs the new task's samples in the buffer as training ends, and "
+                f"buffer={self.buffer!r} is filled afterwards: choose buffer='reservoir'."
+            )
         warn_if_small(self, learner)
 
     def start(self, learner):
         return Bag(buffer=start_buffer(learner, self.memory))
 
+    def fit(self, learner, task):
+        super().fit(learner, task)
+        buffer = learner.state.buffer
+        if self.replay_epochs and self.memory:
+            x = learner.seen(buffer, range(len(learner.seeds)))
+            stored = Bag(x=x, y=buffer.y, task=buffer.task, count=buffers.filled(buffer))
+            learner.train(
+                list(range(task + 1)), self.replay_epochs, stored, alone=True, recorded=False, shared=Bag(stored=True)
+            )
+
     def before_step(self, learner, batch, state):
+        if "stored" in batch:  # all of it is replayed
+            batch.x = learner.augmented(batch.x, batch.positions)
+        else:
+            self.draw(learner, batch, state)
+
+    def draw(self, learner, batch, state) -> None:
+        """Put the samples to be replayed beside a batch of new ones."""
         draw_replay(learner, batch, state.buffer, self.replay_batch)
 
     def has(self, hook):
-        usual = type(self).task is ER.task and not self.joined
-        idle = {"task": usual, "after_task": self.buffer == "reservoir", "after_step": self.buffer != "reservoir"}
+        usual, reservoir = type(self).task is ER.task and not self.joined, self.buffer == "reservoir"
+        idle = {"task": usual, "after_task": reservoir, "after_step": not reservoir, "fit": not self.replay_epochs}
         return not idle.get(hook) and super().has(hook)
 
     def task(self, net, batch):

@@ -56,7 +56,7 @@ class MIR(ER):
                 "not tell: give current=True."
             )
 
-    def before_step(self, learner, batch, state):
+    def draw(self, learner, batch, state):
         if not self.current and batch.task_index == 0:
             return
         k = batch.x.shape[1] if self.replay_batch is None else self.replay_batch

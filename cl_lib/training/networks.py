@@ -98,8 +98,11 @@ def with_rows(module: nn.Module, tensors: dict[str, Tensor], more: int, generato
             f"{type(module).__name__} cannot get output rows for new classes: its last layer is not an nn.Linear."
         )
     name = next(name for name, layer in module.named_modules() if layer is head)
-    wide = nn.Linear(head.in_features, head.out_features + more, head.bias is not None).to(head.weight)
-    wide.requires_grad_(head.weight.requires_grad)
+    wide = copy.deepcopy(head)  # of its own kind: a head of cosines stays one
+    wide.out_features += more
+    for part, p in (("weight", head.weight), ("bias", head.bias)):
+        if p is not None:
+            setattr(wide, part, nn.Parameter(p.new_zeros(len(p) + more, *p.shape[1:]), p.requires_grad))
     if name:
         module.set_submodule(name, wide)
     else:

@@ -1,6 +1,7 @@
 """What each method promises where it once did something else: every test here failed before it was mended."""
 
 import copy
+import itertools
 import warnings
 
 import pytest
@@ -289,3 +290,43 @@ def test_one_purpose_has_random_numbers_of_its_own_in_every_part():
     learners = [learner, *(Part(learner, key, owner=key) for key in ("er", "der"))]
     drawn = [[torch.rand(3, generator=one.random(purpose=p)[0]) for one in learners] for p in ("method", "mine")]
     assert len({tuple(t.tolist()) for row in drawn for t in row}) == 6
+
+
+# --- experience replay -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("key", ["er", "er_ace", "mir"])
+@pytest.mark.parametrize("scenario", ["task", "class"])
+def test_er_ends_a_task_with_epochs_on_its_buffer_alone(key, scenario):
+    learner = Learner(key, stream(scenario), memory=20, replay_epochs=2, **QUICK)
+    for task in range(2):
+        found = steps(learner)
+        new, stored = found[:3], found[3:]
+        assert [len(batch.x[0]) for batch, _ in stored] == [8, 8, 4] * 2
+        assert all("stored" not in batch for batch, _ in new)
+        kept = learner.state.buffer
+        assert kept.seen.tolist() == [24 * (task + 1)], "none is offered again"
+        for epoch in (stored[:3], stored[3:]):
+            x, rows = torch.cat([batch.x[0] for batch, _ in epoch]), torch.cat([batch.y[0] for batch, _ in epoch])
+            inputs = learner.seen(kept, (0,))[0, :20]
+            match = (x[:, None] == inputs).flatten(2).all(2)
+            assert (match.sum(0) == 1).all() and (rows == kept.y[0][match.int().argmax(1)]).all()
+        for (batch, net), (_, after) in itertools.pairwise(stored):
+            allowed = torch.zeros(len(batch.x[0]), 10, dtype=torch.bool)
+            allowed[:, : 2 * task + 2] = True
+            if scenario == "task":
+                allowed = torch.arange(10) // 2 == batch.y[0][:, None] // 2
+            params = {k: p.clone().requires_grad_() for k, p in net.params.items()}
+            loss = F.cross_entropy(net.replace(params)(batch.x[0]).masked_fill(~allowed, -torch.inf), batch.y[0])
+            for (name, p), gradient in zip(
+                params.items(), torch.autograd.grad(loss, list(params.values())), strict=True
+            ):
+                torch.testing.assert_close(after.params[name], (p - 0.05 * gradient).detach())
+
+
+def test_er_replay_epochs_are_refused_where_they_cannot_be():
+    with pytest.raises(cl_lib.InputError, match="buffer='balanced' is filled afterwards"):
+        Learner("er", stream(), buffer="balanced", replay_epochs=1, **QUICK)
+    with pytest.raises(cl_lib.InputError, match="loop of its own"):
+        make("er", replay_epochs=1) + make("ewc")
+    make("er", replay_epochs=0) + make("ewc")

@@ -329,7 +329,7 @@ def test_every_method_hosts_or_is_refused(host):
     if scenario not in registry()[host].scenarios or host == "recl":
         return
     how = {"host": host, **BRIEF, **QUICK}
-    if registry()[host].__dict__.get("fit"):
+    if make(host).has("fit"):
         with pytest.raises(cl_lib.InputError, match="loop of its own"):
             run("recl", stream(scenario, tasks=2), **how)
         return

@@ -141,3 +141,29 @@ def test_what_cannot_grow_is_refused():
         one = Learner(make("gem", memory=2), beginning(), **QUICK)
         one.learn()
         one.extend(*part(4, 5))
+
+
+class CosineHead(nn.Linear):
+    """A last layer that is more than a product, with a parameter of its own."""
+
+    def __init__(self, inputs, outputs):
+        super().__init__(inputs, outputs, bias=False)
+        self.scale = nn.Parameter(torch.tensor(7.0))
+
+    def forward(self, x):
+        normal = torch.nn.functional.normalize
+        return self.scale * normal(x, dim=-1) @ normal(self.weight, dim=-1).T
+
+
+def test_a_head_of_ones_own_kind_stays_one():
+    network = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), CosineHead(16, 4))
+    one = Learner("finetune", beginning(), **QUICK | {"network": network})
+    one.learn()
+    one.learn()
+    x = torch.randn(5, *one.stream.shape)
+    before = one.net()(x)
+    one.extend(*part(4, 5))
+    assert isinstance(one.module[3], CosineHead) and "3.scale" in one.params
+    torch.testing.assert_close(one.net()(x)[:, :4], before)
+    assert one.net()(x).shape == (5, 6) and one.net()(x).abs().max() <= one.params["3.scale"][0] + 1e-5
+    one.learn()

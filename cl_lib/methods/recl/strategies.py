@@ -43,7 +43,8 @@ def tuned(method, learner, task: int, position: int, search):
 
     config = learner.config()
     config["parameters"] = {k: v for k, v in config["parameters"].items() if k not in ("study", "trials")}
-    name = f"recl-{digest(config, (learner.seeds[position],))}-seed{learner.seeds[position]}-task{task}"
-    direction = "maximize" if supervised else "minimize"
-    chosen = optimise(value, RANGES, method.trials, method.study, name, direction)
+    code = config.pop("code")  # other code is another study, and draws the same numbers
+    draws = f"recl-{digest(config, (learner.seeds[position],))}-seed{learner.seeds[position]}-task{task}"
+    name, direction = f"{draws}-{digest(code, ())}", "maximize" if supervised else "minimize"
+    chosen = optimise(value, RANGES, method.trials, method.study, name, direction, draws)
     return best[2] if chosen == best[1] else search(dataclasses.replace(settings, **chosen))
