@@ -3,6 +3,7 @@
 ::
 
     print(cl_lib.testing.check_method(MyMethod, strength=3.0))
+    cl_lib.testing.beats_fine_tuning(MyMethod, scenario="class")  # one of them alone
 
 A promise is held on small streams of ``digits``. Its docstring says it in a sentence; the rest of the docstring says
 where to look when it is broken.
@@ -69,8 +70,9 @@ class Promise:
         text = inspect.getdoc(self.holds).split("\n\n")[paragraph]
         return " ".join(text.split()).replace("``", "`")
 
-    def __call__(self, method: "Candidate", **case) -> None:
-        """Raise :class:`PromiseBroken`, or :class:`DoesNotApply`, or return."""
+    def __call__(self, method, **case) -> None:
+        """Ask one method in one case; raises :class:`PromiseBroken` or :class:`DoesNotApply`, or returns."""
+        method = method if isinstance(method, Candidate) else Candidate(method)
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", PoorPairing)

@@ -287,6 +287,7 @@ def test_the_first_promise_that_is_broken_ends_it():
 
 
 def test_keys_sums_and_objects_are_checked_too():
+    ASKED["is_documented"]("finetune")
     for method in ("finetune", Own(strength=0.5)):
         assert Candidate(method).new() is not Candidate(method).given
     candidate = Candidate("er+lwf", {"lwf.strength": 0.5, "memory": 40})
