@@ -44,14 +44,14 @@ class Options:
     counts from task to task, and starts the schedule anew in each.
     """
 
-    network: Annotated[Literal[*NETWORKS] | nn.Module | Callable, "one of these, or one of your own as module:name"] = (
-        "mlp"
-    )
+    network: Annotated[
+        Literal[tuple(NETWORKS)] | nn.Module | Callable, "one of these, or one of your own as module:name"
+    ] = "mlp"
     hidden: Annotated[tuple[Count, ...], "widths of an mlp's hidden layers, such as 400,400"] = (100, 100)
     epochs: Annotated[Count, "passes over a task"] = 5
     batch_size: Annotated[Count, "images in a step"] = 10
     lr: Annotated[NonNegative, "learning rate"] = 0.01
-    optimizer: Annotated[Literal[*OPTIMIZERS] | Callable, "what takes the steps"] = "sgd"
+    optimizer: Annotated[Literal[tuple(OPTIMIZERS)] | Callable, "what takes the steps"] = "sgd"
     momentum: Annotated[BelowOne, "of sgd"] = 0.0
     weight_decay: Annotated[NonNegative, "pull of the weights towards 0"] = 0.0
     schedule: Annotated[
@@ -60,7 +60,7 @@ class Options:
     ] = None
     clip: Annotated[NonNegative | None, "bound on the norm of the gradient"] = None
     loss_over: Annotated[Literal["seen", "present", "all"], "rows that the class-incremental loss sees"] = "seen"
-    dtype: Annotated[Literal[*DTYPES], "numbers to compute with"] = "float32"
+    dtype: Annotated[Literal[tuple(DTYPES)], "numbers to compute with"] = "float32"
     patience: Annotated[Count | None, "epochs without a better validation accuracy before a seed stops"] = None
     on_divergence: Annotated[Literal["raise", "drop"], "stop, or go on without a seed whose loss is not finite"] = (
         "raise"

@@ -47,7 +47,7 @@ def configuration(method: Method, stream, options: Options, code: dict[str, str]
     }
 
 
-#: What decides no number, or is chosen by a setting that names it; it is named where it is met, and not followed.
+# What decides no number, or is chosen by a setting that names it; it is named where it is met, and not followed.
 ASIDE = tuple(
     f"cl_lib.{name}"
     for name in (
