@@ -229,6 +229,10 @@ def told(tmp_path):
     """The function (before, after) -> the configuration's ``code`` with that edit in the user's files."""
     made = []
 
+    def forget():
+        for name in [name for name in sys.modules if name.partition(".")[0] in ("mine", "near", "late", "folder")]:
+            del sys.modules[name]
+
     def digests(before="", after=""):
         folder = tmp_path / str(len(made))
         made.append(folder)
@@ -240,6 +244,7 @@ def told(tmp_path):
         assert found == bool(before), f"{before!r} stands {found} times"
         sys.path.insert(0, str(folder))
         importlib.invalidate_caches()
+        forget()  # another test's files may have had these names
         try:
             mine = importlib.import_module("mine")
             options = Options(network=mine.network, schedule=mine.rate)
@@ -248,8 +253,7 @@ def told(tmp_path):
             return found
         finally:
             sys.path.remove(str(folder))
-            for name in [name for name in sys.modules if name.partition(".")[0] in ("mine", "near", "late", "folder")]:
-                del sys.modules[name]
+            forget()
             REGISTERED.pop("mine", None)
 
     return digests

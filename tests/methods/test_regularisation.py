@@ -339,6 +339,7 @@ def test_si_adds_to_other_methods():
     for pair, strength, alone in ((("er", "si"), "si.strength", "er"), (("si", "ewc"), "ewc.strength", "si")):
         both = Learner("+".join(pair), stream("domain"), **{strength: 0.0}, **DOUBLE)
         one = Learner(alone, stream("domain"), **DOUBLE)
+        one.generators["method"] = one.random(purpose=f"method of {alone}")  # what a part of a sum draws
         for _ in range(3):
             both.learn(), one.learn()
         close(both.params, one.params)
