@@ -95,9 +95,10 @@ def promise(**axes: Iterable):
     """Enter a function into ``PROMISES``, asked in every combination of the values of its arguments."""
     cases = tuple(dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values()))
 
-    def enter(holds: Callable) -> Promise:
-        PROMISES.append(Promise(holds, cases))
-        return PROMISES[-1]
+    def enter(holds: Callable) -> Callable:
+        one = Promise(holds, cases)
+        PROMISES.append(one)
+        return functools.wraps(holds)(lambda method, **case: one(method, **case))
 
     return enter
 

@@ -19,12 +19,11 @@ from cl_lib.nets.net import Net
 from cl_lib.nets.networks import resnet18
 from cl_lib.seeds import Bag
 
-QUICK = {"epochs": 1, "batch_size": 8, "hidden": (16,), "lr": 0.05}
+import helpers
+from helpers import stream
+
+QUICK = helpers.QUICK | {"lr": 0.05}
 pytestmark = pytest.mark.filterwarnings("ignore::cl_lib.PoorPairing")
-
-
-def stream(scenario="class", **options):
-    return cl_lib.split("digits", scenario=scenario, **{"per_class": 12, **options})
 
 
 def steps(learner):
