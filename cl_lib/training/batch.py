@@ -7,6 +7,7 @@ import torch
 
 from cl_lib.seeds import Bag, alike
 from cl_lib.training.networks import Networks
+from cl_lib.training.options import CHUNK
 from cl_lib.training.rows import Rows
 
 
@@ -30,7 +31,7 @@ class Batch(Bag):
     | ``old``, ``seen``, ``present`` | ``[C]`` | rows met before this task, up to it, in it |
     | ``heads`` | list | the old rows, one range or mask for each softmax: one a task if task-incremental, else one |
     | ``apart`` | bool | whether each task has a softmax of its own, as it has if task-incremental |
-    | ``task_index``, ``epoch`` | int | the task that is learned, and the pass over its data |
+    | ``task_index``, ``epoch`` | int | the task that is learned, the pass over its data (or hundred of ``steps``) |
     | ``positions`` | tuple of int | where the step's seeds stand among the learner's |
     | ``replay``, … | Bag | what a method's ``before_step`` has put there |
     | ``out`` | Bag | what ``task`` and ``penalty`` put there, detached, for ``after_step``; ``[G, …]`` there |
@@ -49,6 +50,8 @@ class Samples:
         tasks: whose training data are read. The last is the one that is learned.
         joined: samples of each seed's own beside them, see :meth:`cl_lib.training.learner.Learner.train`.
         alone: whether nothing but ``joined`` is trained on.
+        budget: how many steps of whole batches there are, instead of ``epochs`` passes over all samples; an "epoch"
+            then is a chunk of them, equally long for all seeds.
         order: one generator a seed.
         augmented: the function (inputs ``[G, B, …]``, positions) -> inputs.
         shared: more entries for every batch, the same for all seeds.
@@ -69,10 +72,12 @@ class Samples:
         joined: Bag | None = None,
         alone: bool = False,
         shared: Bag | None = None,
+        budget: int | None = None,
     ):
         self.stream, self.seeds, self.networks, self.rows, self.tasks = stream, seeds, networks, rows, tasks
         self.order, self.augmented, self.size, self.epochs = order, augmented, size, epochs
-        self.joined, self.alone = joined, alone
+        self.joined, self.alone, self.budget = joined, alone, budget
+        self.ahead: dict[int, torch.Tensor] = {}  # of a pass that a chunk did not finish
         self.pools = {i: self._pool(i) for i in group}
         self.rows_differ = stream.scenario == "task" and len(tasks) > 1
         masks = [rows.masks(t) for t in tasks]
@@ -82,9 +87,15 @@ class Samples:
         elif len(tasks) > 1 and self.shared.rows is not None:
             self.shared.rows = torch.stack([m.rows for m in masks]).any(0)
 
-    def steps(self, position: int) -> int:
+    def steps(self, position: int, epoch: int = 0) -> int:
         """How many steps an epoch has for one seed."""
+        if self.budget is not None:
+            return min(CHUNK, self.budget - epoch * CHUNK)
         return math.ceil(len(self.pools[position].index) / self.size)
+
+    def total(self, position: int) -> int:
+        """How many steps one seed takes in all."""
+        return self.epochs * self.steps(position) if self.budget is None else self.budget
 
     def batches(self, epoch: int, running: tuple[int, ...]) -> Iterator[tuple[tuple[int, ...], Batch]]:
         """One epoch: the positions that step together, and their batch."""
@@ -127,12 +138,27 @@ class Samples:
     def _plan(self, position: int, epoch: int) -> Bag:
         """One epoch of one seed in random order, with the progress of each sample's step."""
         pool = self.pools[position]
-        n = len(pool.index)
-        order = torch.randperm(n, generator=self.order[position])
+        order = self._order(position, epoch)
         plan = Bag({k: t[order.to(t.device)] for k, t in pool.items()})
-        step = torch.arange(n, device=plan.index.device) // self.size
-        plan.progress = (epoch + step / self.steps(position)) / self.epochs
+        step = torch.arange(len(order), device=plan.index.device) // self.size
+        if self.budget is None:
+            plan.progress = (epoch + step / self.steps(position)) / self.epochs
+        else:
+            plan.progress = (epoch * CHUNK + step) / self.budget
         return plan
+
+    def _order(self, position: int, epoch: int) -> torch.Tensor:
+        """Which samples of its pool one seed meets in an epoch, one after the other."""
+        n = len(self.pools[position].index)
+        shuffled = lambda: torch.randperm(n, generator=self.order[position])
+        if self.budget is None:
+            return shuffled()
+        wanted, whole = self.size * self.steps(position, epoch), n - n % self.size or n
+        order = self.ahead.get(position, torch.empty(0, dtype=torch.int64))
+        while len(order) < wanted:
+            order = torch.cat([order, shuffled()[:whole]])
+        self.ahead[position] = order[wanted:]
+        return order[:wanted]
 
     def _batch(self, group: tuple[int, ...], plan: Bag) -> Batch:
         joined, dtype = self.joined, self.networks.dtype

@@ -55,14 +55,14 @@ class Loop:
         self.optimizer = options.make_optimizer([leaf for _, leaf in named], capture, [name for name, _ in named])
         if networks.moments is not None:
             networks.remember(self.optimizer, group)
-        self.schedule = options.make_schedule(self.optimizer, epochs)
+        self.schedule = options.make_schedule(self.optimizer, samples.budget or epochs)
         self.steps: dict = {}
         self.best: dict = {}
 
     def run(self) -> None:
         for epoch in range(self.epochs):
             losses = [(group, self._step(group, batch)) for group, batch in self.samples.batches(epoch, self.running)]
-            if self.schedule is not None:
+            if self.schedule is not None and self.samples.budget is None:
                 self.schedule.step()
             self._end_epoch(epoch, losses)
             if not self.running:
@@ -72,8 +72,9 @@ class Loop:
             self.networks.keep(self.optimizer, tuple(self.samples.pools))
         for i in self.running:
             if not self.networks.finite(i):
-                step = self.samples.steps(i) - 1
-                self.told.lost(i, self.samples.shared.epoch, step, "a parameter became infinite or nan")
+                epoch = self.samples.shared.epoch
+                step = self.samples.steps(i, epoch) - 1
+                self.told.lost(i, epoch, step, "a parameter became infinite or nan")
 
     # --- a step ------------------------------------------------------------------------------------------
 
@@ -94,6 +95,8 @@ class Loop:
             self.method.after_step(self.learner, batch, state)
         if not neighbours:
             put_back(self.state, group, state)
+        if self.schedule is not None and self.samples.budget is not None:
+            self.schedule.step()  # all seeds take this step
         self.told.step(batch, loss)
         return loss
 
