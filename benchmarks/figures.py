@@ -181,7 +181,7 @@ def recall(work, rounds):
     """Seconds of a training step at batch 100 and of an iteration of ReCL at m = 100, on its own network, in turn."""
     hidden = (16, 16) if work.tiny else (1000, 1000)
     model = networks.homogeneous_mlp((1, 28, 28), 10, hidden)
-    optimizer, settings = torch.optim.SGD(model.parameters(), lr=work.lr), search.Settings(steps=4)
+    optimizer, settings = torch.optim.SGD(model.parameters(), lr=work.lr), search.Settings(iterations=4)
     params = {k: p.detach()[None].clone() for k, p in model.named_parameters()}
     rows = torch.arange(10) < 2
     x, c = search.start(100, (1, 28, 28), settings.spread, torch.Generator().manual_seed(0), torch.float32)
@@ -189,7 +189,7 @@ def recall(work, rounds):
     images, labels = torch.rand(1000, 784), torch.arange(1000) % 10
     for warm_up in (True, *[False] * 3 * rounds):
         step = timed(bare.train, model, optimizer, images, labels, 100) / 10
-        iteration = timed(search.search, model, *more) / (settings.steps + 1)  # the loss at λ = 0 is one more
+        iteration = timed(search.search, model, *more) / (settings.iterations + 1)  # the loss at λ = 0 is one more
         if not warm_up:
             yield step, iteration
 

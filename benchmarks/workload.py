@@ -20,7 +20,7 @@ SETTINGS = {
     "der": {"strength": 0.5},
     "derpp": {"strength": 1.0, "label_strength": 0.5},
     "gem": {"margin": 0.5},
-    "recl": {"steps": 20},
+    "recl": {"iterations": 20},
     "eidetic": {"step": 0.3, "recovery": 1, "router_epochs": 1},
 }
 

@@ -88,7 +88,7 @@ def test_data_go_to_the_users_cache(installed):
     [
         (["notebook", "any.ipynb"], "nbformat", "notebooks"),
         (["study", "any.yaml"], "PyYAML", "studies"),
-        (["run", "recl", "strategy=unsupervised", "steps=1", "samples=2", *QUICK], "optuna", "studies"),
+        (["run", "recl", "strategy=unsupervised", "iterations=1", "samples=2", *QUICK], "optuna", "studies"),
     ],
 )
 def test_a_command_says_which_extra_it_lacks(installed, words, package, extra):

@@ -71,7 +71,7 @@ class DER(Method):
         return self.strength * (difference.mean() if self.distance == "mean" else difference.sum(-1).mean())
 
     def after_step(self, learner, batch, state):
-        if batch.first_epoch or self.every_epoch:
+        if batch.first_pass or self.every_epoch:
             insert(learner, batch, state.buffer, logits=batch.out.logits)
 
     def grow(self, state, growth):

@@ -105,7 +105,7 @@ class ER(Method):
         return share * (stored - self.task(net, batch))
 
     def after_step(self, learner, batch, state):
-        if self.buffer == "reservoir" and batch.first_epoch:
+        if self.buffer == "reservoir" and batch.first_pass:
             insert(learner, batch, state.buffer)
 
     def after_task(self, net, task, state):

@@ -67,9 +67,9 @@ class GDumb(Method):
         x = learner.seen(buffer, range(len(learner.seeds)))
         joined = Bag(x=x, y=buffer.y, task=buffer.task, count=buffers.filled(buffer))
         options = dataclasses.replace(
-            learner.options, epochs=self.passes, optimizer="sgd", lr=self.top_rate, momentum=0.9, weight_decay=1e-6,
-            clip=10.0, schedule=lambda optimizer: LambdaLR(optimizer, self.share_of_top_rate), patience=None,
-            groups=None,
+            learner.options, epochs=self.passes, steps=None, optimizer="sgd", lr=self.top_rate, momentum=0.9,
+            weight_decay=1e-6, clip=10.0, schedule=lambda optimizer: LambdaLR(optimizer, self.share_of_top_rate),
+            patience=None, groups=None,
         )  # fmt: skip
         learner.train(list(range(task + 1)), joined=joined, alone=True, options=options)
 

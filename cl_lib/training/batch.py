@@ -7,6 +7,7 @@ import torch
 
 from cl_lib.seeds import Bag, alike, place, stack_padded, take
 from cl_lib.training.networks import Networks
+from cl_lib.training.options import CHUNK
 from cl_lib.training.rows import Rows
 
 
@@ -30,8 +31,9 @@ class Batch(Bag):
     | ``old``, ``seen``, ``present`` | ``[C]`` | rows met before this task, up to it, in it |
     | ``heads`` | list | the old rows, one range or mask for each softmax: one a task if task-incremental, else one |
     | ``apart`` | bool | whether each task has a softmax of its own, as it has if task-incremental |
-    | ``task_index``, ``epoch`` | int | the task that is learned, and the pass over its data |
-    | ``first_task``, ``first_epoch`` | bool | whether they are 0 |
+    | ``task_index``, ``epoch`` | int | the task that is learned, the pass over its data (or hundred of ``steps``) |
+    | ``first_task`` | bool | whether it is the first |
+    | ``first_pass`` | bool | whether no sample of the task came before in this training |
     | ``begun`` | bool | whether these seeds have taken a step before, so that something may be stored |
     | ``positions`` | tuple of int | where the step's seeds stand among the learner's |
     | ``replay``, … | Bag | what a method's ``before_step`` has put there |
@@ -51,6 +53,8 @@ class Samples:
         tasks: whose training data are read. The last is the one that is learned.
         joined: samples of each seed's own beside them, see :meth:`cl_lib.training.learner.Learner.train`.
         alone: whether nothing but ``joined`` is trained on.
+        budget: how many steps of whole batches there are, instead of ``epochs`` passes over all samples; an "epoch"
+            then is a chunk of them, equally long for all seeds.
         order: one generator a seed.
         augmented: the function (inputs ``[G, B, …]``, positions) -> inputs.
         shared: more entries for every batch, the same for all seeds.
@@ -71,19 +75,20 @@ class Samples:
         joined: Bag | None = None,
         alone: bool = False,
         shared: Bag | None = None,
+        budget: int | None = None,
     ):
         self.stream, self.seeds, self.networks, self.rows, self.tasks = stream, seeds, networks, rows, tasks
         self.order, self.augmented, self.size, self.epochs = order, augmented, size, epochs
-        self.joined, self.alone = joined, alone
+        self.joined, self.alone, self.budget = joined, alone, budget
+        self.ahead: dict[int, torch.Tensor] = {}  # of a pass that a chunk did not finish
         pools = [self._pool(i) for i in group]
         self.group, self.lengths = group, {i: len(p.index) for i, p in zip(group, pools, strict=True)}
         self.pool = Bag({k: stack_padded([p[k] for p in pools]) for k in pools[0]})
-        #: steps an epoch of each seed
         self.per_epoch = torch.tensor([self.steps(i) for i in group], device=networks.device)
         self.rows_differ = stream.scenario == "task" and len(tasks) > 1
         masks = [rows.masks(t) for t in tasks]
         self.shared = Batch(masks[-1], task_index=tasks[-1], first_task=tasks[-1] == 0, **(shared or {}))
-        self.shared.update(epoch=0, first_epoch=True, begun=False, positions=group)  # each step states its own
+        self.shared.update(epoch=0, first_pass=True, begun=False, positions=group)  # each step states its own
         if joined is None:
             self.shared.real = None
         if self.rows_differ:
@@ -91,13 +96,19 @@ class Samples:
         elif len(tasks) > 1 and self.shared.rows is not None:
             self.shared.rows = torch.stack([m.rows for m in masks]).any(0)
 
-    def steps(self, position: int) -> int:
+    def steps(self, position: int, epoch: int = 0) -> int:
         """How many steps an epoch has for one seed."""
+        if self.budget is not None:
+            return min(CHUNK, self.budget - epoch * CHUNK)
         return math.ceil(self.lengths[position] / self.size)
+
+    def total(self, position: int) -> int:
+        """How many steps one seed takes in all."""
+        return self.epochs * self.steps(position) if self.budget is None else self.budget
 
     def batches(self, epoch: int, running: tuple[int, ...]) -> Iterator[tuple[tuple[int, ...], Batch]]:
         """One epoch: the positions that step together, and their batch."""
-        self.shared.epoch, self.shared.first_epoch = epoch, epoch == 0
+        self.shared.epoch = epoch
         for group, plan in self._plans(epoch, running):
             yield group, self._batch(group, plan)
 
@@ -120,19 +131,36 @@ class Samples:
 
     def _plans(self, epoch: int, running: tuple[int, ...]) -> Iterator[tuple[tuple[int, ...], Bag]]:
         """Who steps together, and on which samples ``[G, B]``: one epoch in a random order of each seed's own."""
-        size, device, lengths = self.size, self.networks.device, [self.lengths[i] for i in running]
-        order = torch.zeros(len(running), max(lengths), dtype=torch.int64)
-        for row, i, n in zip(order, running, lengths, strict=True):
-            row[:n] = torch.randperm(n, generator=self.order[i])
-        order, at = order.to(device), place(tuple(self.group.index(i) for i in running), device)
+        size, device, orders = self.size, self.networks.device, [self._order(i, epoch) for i in running]
+        order, at = stack_padded(orders).to(device), place(tuple(map(self.group.index, running)), device)
         whole = Bag({k: t[at].gather(1, order) for k, t in self.pool.items()})
-        for start in range(0, max(lengths), size):
-            left = {j: max(0, min(size, n - start)) for j, n in enumerate(lengths)}
+        for number in range(math.ceil(order.shape[1] / size)):
+            start = number * size
+            left = {j: max(0, min(size, len(own) - start)) for j, own in enumerate(orders)}
             for some in alike(left):
-                own = place(some, device)
+                group, own = tuple(running[j] for j in some), place(some, device)
                 plan = Bag({k: t[own, start : start + left[some[0]]] for k, t in whole.items()})
-                plan.progress = (epoch + start // size / self.per_epoch[at][own]) / self.epochs
-                yield tuple(running[j] for j in some), plan
+                if self.budget is None:
+                    plan.progress = (epoch + number / self.per_epoch[at][own]) / self.epochs
+                    self.shared.first_pass = epoch == 0
+                else:
+                    step = epoch * CHUNK + number
+                    plan.progress = torch.full((len(group),), step / self.budget, device=device)
+                    self.shared.first_pass = all((step + 1) * size <= max(size, self.lengths[i]) for i in group)
+                yield group, plan
+
+    def _order(self, position: int, epoch: int) -> torch.Tensor:
+        """Which samples of its pool one seed meets in an epoch, one after the other."""
+        n = self.lengths[position]
+        shuffled = lambda: torch.randperm(n, generator=self.order[position])
+        if self.budget is None:
+            return shuffled()
+        wanted, whole = self.size * self.steps(position, epoch), n - n % self.size or n
+        order = self.ahead.get(position, torch.empty(0, dtype=torch.int64))
+        while len(order) < wanted:
+            order = torch.cat([order, shuffled()[:whole]])
+        self.ahead[position] = order[wanted:]
+        return order[:wanted]
 
     def _batch(self, group: tuple[int, ...], plan: Bag) -> Batch:
         joined, dtype = self.joined, self.networks.dtype

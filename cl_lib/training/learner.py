@@ -92,7 +92,7 @@ class Learner:
         half = self.options.dtype == "bfloat16"
         self.dtype = torch.float32 if half else DTYPES[self.options.dtype]
         self.capture = KINDS[self.device.type] if capture is None else capture
-        self.progress = Progress(self.method.key, stream, self.options.epochs, progress, self.seeds)
+        self.progress = Progress(self.method.key, stream, self.options.rounds, progress, self.seeds, self.options.steps)
 
         self.rows = Rows(self.stream, self.options.loss_over, self.device)
         keep = self.options.optimizer_state == "keep" or not stream.boundaries
@@ -111,7 +111,7 @@ class Learner:
         self.method.check(self)
         self.code, _ = reached(self.method, self.stream, self.options, Learner)  # before training changes anything
         self.state = self.method.start(self)
-        size = len(self.seeds), self.stream.tasks, self.stream.outputs, self.options.epochs
+        size = len(self.seeds), self.stream.tasks, self.stream.outputs, self.options.rounds
         self.records = Records(*size, self.device)
 
     @classmethod
@@ -229,7 +229,9 @@ class Learner:
         recorded: bool = True,
         shared: Bag | None = None,
     ) -> None:
-        """One loop of epochs over the training data of ``tasks``, for all seeds, or those at ``positions``.
+        """One loop over the training data of ``tasks``, for all seeds, or those at ``positions``.
+
+        It takes as many ``epochs``, else as many epochs or steps as the options say.
 
         ``joined`` adds samples of each seed's own, ``x`` ``[S, m, …]`` in input space and rows ``y`` ``[S, m]``;
         if it has them, ``task`` ``[S, m]`` says to which of ``tasks`` they belong (else the last) and ``count``
@@ -239,7 +241,8 @@ class Learner:
         whether the losses are those of the task; ``shared`` are more entries of every batch.
         """
         options = options or self.options
-        epochs = options.epochs if epochs is None else epochs
+        budget = options.steps if epochs is None else None
+        epochs = options.rounds if epochs is None else epochs
         # a copy: a seed that diverges leaves the learner's list, not this one
         active = list(self.active if positions is None else positions)
         for start in range(0, len(active), self.seeds_at_once):
@@ -247,10 +250,10 @@ class Learner:
             order = self.generators["order"]
             samples = Samples(
                 self.stream, self.seeds, self.networks, self.rows, group, list(tasks), order, self.augmented,
-                options.batch_size, epochs, joined, alone, shared,
+                options.batch_size, epochs, joined, alone, shared, budget,
             )  # fmt: skip
             accuracy = functools.partial(self._validated, tasks)
-            steps = {i: epochs * samples.steps(i) for i in group}
+            steps = {i: samples.total(i) for i in group}
             with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
                 # what a network draws from torch's global generator is the seed's own too
                 torch.manual_seed(generator(self.seeds[group[0]], f"global {self.met}").initial_seed())

@@ -62,7 +62,7 @@ class Loop:
         self.optimizer = self._make_optimizer()
         if networks.moments is not None:
             networks.remember(self.optimizer, group)
-        self.schedule = options.make_schedule(self.optimizer, epochs)
+        self.schedule = options.make_schedule(self.optimizer, samples.budget or epochs)
         self.best: dict = {}
 
     def _make_optimizer(self) -> torch.optim.Optimizer:
@@ -74,11 +74,12 @@ class Loop:
         return self.recorder.optimizer(self.who, lambda: self.options.make_optimizer(leaves, True, names))
 
     def run(self) -> None:
+        by_step = self.samples.budget is not None
         try:
             for epoch in range(self.epochs):
                 batches = self.samples.batches(epoch, self.running)
                 losses = [(group, self._step(group, batch)) for group, batch in batches]
-                if self.schedule is not None:
+                if self.schedule is not None and not by_step:
                     self.schedule.step()
                 self._end_epoch(epoch, losses)
                 if not self.running:
@@ -92,8 +93,9 @@ class Loop:
         finite = self.networks.finite()
         for i in self.running:
             if not finite[i]:
-                step = self.samples.steps(i) - 1
-                self.told.lost(i, self.samples.shared.epoch, step, "a parameter became infinite or nan")
+                epoch = self.samples.shared.epoch
+                step = self.samples.steps(i, epoch) - 1
+                self.told.lost(i, epoch, step, "a parameter became infinite or nan")
 
     # --- a step ------------------------------------------------------------------------------------------
 
@@ -124,6 +126,8 @@ class Loop:
             batch.update(pytree.tree_map_only(Tensor, torch.clone, made) if last else made)
         self.begun.update(group)
         loss = batch.pop("loss")
+        if self.schedule is not None and self.samples.budget is not None:
+            self.schedule.step()  # all seeds take this step
         self.told.step(batch, loss)
         return loss
 

@@ -4,6 +4,7 @@ import dataclasses
 import fnmatch
 import functools
 import inspect
+import math
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ from cl_lib.nets.networks import NETWORKS
 OPTIMIZERS = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
 A_RUN = "A run"  # who cannot use a value, in the sentences that refuse one
+CHUNK = 100  # steps that count as an epoch where a task is given steps
+EPOCHS = 5
 FIRST = 14  # so many options name every stored run; one that is added after them names a run only where it is set
 
 
@@ -30,9 +33,15 @@ class Options:
 
     This is the one place where they stand: ``run``, ``Learner``, the command line and studies read them here.
 
+    A task takes ``epochs`` passes over its data, the last batch of each as short as it comes; or ``steps``, all of
+    ``batch_size`` samples, in as many passes as they need: what is left of a pass at its end, less than a batch, is
+    left out, and the next one is shuffled anew (as van de Ven & Tolias's loader does it; where a task has fewer samples
+    than a batch, batches run on from pass to pass). Whatever else counts epochs (``patience``, losses, callbacks)
+    then counts hundreds of steps, and a schedule moves after every step.
+
     ``network`` is a name, ``module:name`` of one of your own, a module, or a function ``()`` or
     ``(shape, outputs)`` that makes one. ``schedule`` is ``None``, ``"cosine"``,
-    ``{"milestones": [35, 45], "gamma": 0.1}`` (epochs) or a function
+    ``{"milestones": [35, 45], "gamma": 0.1}`` (epochs, or steps) or a function
     optimizer -> ``torch.optim.lr_scheduler``; each task gets a fresh optimiser and schedule. ``clip`` bounds
     the norm of each seed's gradient. ``loss_over`` says which output rows the class-incremental loss sees:
     those of all ``"seen"`` classes, of the ``"present"`` task, or ``"all"``. ``dtype="bfloat16"`` computes
@@ -48,7 +57,7 @@ class Options:
         Literal[tuple(NETWORKS)] | nn.Module | Callable, "one of these, or one of your own as module:name"
     ] = "mlp"
     hidden: Annotated[tuple[Count, ...], "widths of an mlp's hidden layers, such as 400,400"] = (100, 100)
-    epochs: Annotated[Count, "passes over a task"] = 5
+    epochs: Annotated[Count | None, f"passes over a task; without it {EPOCHS}, or what steps need"] = None
     batch_size: Annotated[Count, "images in a step"] = 10
     lr: Annotated[NonNegative, "learning rate"] = 0.01
     optimizer: Annotated[Literal[tuple(OPTIMIZERS)] | Callable, "what takes the steps"] = "sgd"
@@ -67,6 +76,7 @@ class Options:
     )
     groups: Annotated[dict | None, "quoted, other settings by parameter names: {'head.*': {'lr': 0.001}}"] = None
     optimizer_state: Annotated[Literal["new", "keep"], "moments and step counts at the start of a task"] = "new"
+    steps: Annotated[Count | None, "of whole batches on a task, instead of epochs"] = None
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
@@ -78,6 +88,12 @@ class Options:
         if is_named(self.network):
             object.__setattr__(self, "network", resolve(self.network))
         check_fields(self, A_RUN)
+        if self.steps is not None and self.epochs is not None:
+            raise InputError(
+                f"steps={self.steps} and epochs={self.epochs} both say how long a task is trained: give one of them."
+            )
+        if self.steps is None and self.epochs is None:
+            object.__setattr__(self, "epochs", EPOCHS)
         if self.momentum and self.optimizer != "sgd":
             whose = "a function" if callable(self.optimizer) else self.optimizer
             raise InputError(f"momentum={self.momentum} belongs to sgd; {whose} has its own: leave it out.")
@@ -93,13 +109,14 @@ class Options:
         given = self.schedule
         if "milestones" not in given or {*given} - {"milestones", "gamma"}:
             raise InputError(
-                f'schedule={given} needs "milestones", the epochs at which lr is multiplied by "gamma", '
+                f'schedule={given} needs "milestones", the epochs (or steps) at which lr is multiplied by "gamma", '
                 "and takes nothing else."
             )
         check("schedule['milestones']", given["milestones"], tuple[Natural, ...], A_RUN)
         check("schedule['gamma']", given.get("gamma", 0.1), NonNegative, A_RUN, 0.1)
-        if all(epoch >= self.epochs for epoch in given["milestones"]):
-            _warn(f"schedule={given} changes nothing within {self.epochs} epochs.")
+        length, unit = (self.epochs, "epochs") if self.steps is None else (self.steps, "steps")
+        if all(milestone >= length for milestone in given["milestones"]):
+            _warn(f"schedule={given} changes nothing within {length} {unit}.")
 
     def _check_groups(self) -> None:
         if callable(self.optimizer):
@@ -112,6 +129,11 @@ class Options:
                 if name not in known:
                     raise suggest(name, known, f"setting of {self.optimizer} for groups")
                 check(f"groups[{pattern!r}][{name!r}]", value, known[name], A_RUN)
+
+    @property
+    def rounds(self) -> int:
+        """How often a task's losses are averaged and its patience is asked: after epochs, or hundreds of steps."""
+        return self.epochs if self.steps is None else math.ceil(self.steps / CHUNK)
 
     def grouped(self, parameters: list, names: list[str]) -> list:
         """Parameters as the optimiser takes them, those that a pattern of ``groups`` names with its settings.
@@ -150,8 +172,8 @@ class Options:
         """What two trainings have in common whose optimisers differ in what they know and in their rates alone."""
         return self.optimizer, self.momentum, self.weight_decay, self.clip, repr(self.groups)
 
-    def make_schedule(self, optimizer, epochs: int):
-        """The schedule, stepped once an epoch, or None."""
+    def make_schedule(self, optimizer, length: int):
+        """The schedule, stepped once an epoch or after every step, ``length`` times in all; or None."""
         rates = torch.optim.lr_scheduler
         if self.schedule is None:
             return None
@@ -161,7 +183,7 @@ class Options:
                 raise InputError(f"schedule gives {told(schedule)}: return one of torch.optim.lr_scheduler.")
             return schedule
         if self.schedule == "cosine":
-            return rates.CosineAnnealingLR(optimizer, T_max=epochs)
+            return rates.CosineAnnealingLR(optimizer, T_max=length)
         return rates.MultiStepLR(optimizer, **{"gamma": 0.1, **self.schedule})
 
     def config(self) -> dict:

@@ -19,10 +19,19 @@ def visible(asked: bool | None = None) -> bool:
 class Progress:
     """Task, epoch, loss, accuracy and time left of a run of some seeds; what is done is counted in tasks of a seed."""
 
-    def __init__(self, method: str, stream, epochs: int, shown: bool | None, seeds: tuple[int, ...] = (0,)):
+    def __init__(
+        self,
+        method: str,
+        stream,
+        epochs: int,
+        shown: bool | None,
+        seeds: tuple[int, ...] = (0,),
+        budget: int | None = None,
+    ):
         self.tasks, self.epochs, self.shown, self.seeds = stream.tasks, epochs, visible(shown), len(seeds)
         apart = multiprocessing.current_process().name != "MainProcess"
         self.terminal = sys.stderr.isatty() and not apart
+        self.budget = budget  # in steps
         self.name = f"{method} seed {', '.join(map(str, seeds))}" if apart else method
         self.task, self.shares, self.measured, self.bar = 0, {}, "", None
 
@@ -32,7 +41,10 @@ class Progress:
             self._at(task)
             for i in positions:
                 self.shares[i] = min(self.shares.get(i, 0.0) + 1 / steps[i], 1.0)
-            self._show(f"epoch {epoch + 1}/{max(self.epochs, epoch + 1)}")
+            in_steps = self.budget is not None and steps[positions[0]] == self.budget
+            done = round(self.shares[positions[0]] * steps[positions[0]])
+            epochs = f"epoch {epoch + 1}/{max(self.epochs, epoch + 1)}"
+            self._show(f"step {done}/{self.budget}" if in_steps else epochs)
 
     def epoch(self, task: int, epoch: int, records, running) -> None:
         """After every epoch, for the seeds that go on."""

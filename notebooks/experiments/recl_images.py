@@ -53,7 +53,10 @@ def main():
         help="lengths of training to look at",
     )
     p.add_argument(
-        "--steps", type=int, default=3000, help="iterations of a reconstruction"
+        "--iterations",
+        type=int,
+        default=3000,
+        help="iterations of a reconstruction",
     )
     p.add_argument("--seed", type=int, default=0)
     p.add_argument(
@@ -73,7 +76,7 @@ def main():
     rows, m, how = (
         torch.ones(stream.outputs, dtype=torch.bool),
         2 * len(x),
-        Settings(steps=chosen.steps),
+        Settings(iterations=chosen.iterations),
     )
     net = networks.build(
         "homogeneous_mlp",

@@ -256,7 +256,7 @@ def test_recl_refuses_a_loss_that_leaves_out_what_it_joins():
 @pytest.mark.filterwarnings("ignore::cl_lib.methods.recl.homogeneity.NotHomogeneous")
 def test_recl_reads_by_the_papers_formula_without_1_over_m_if_asked():
     """Without 1/m a coefficient counts m times as much."""
-    learner = Learner("recl", stream(), samples=10, steps=3, averaged=False, **QUICK)
+    learner = Learner("recl", stream(), samples=10, iterations=3, averaged=False, **QUICK)
     learner.learn()
     g, rows = torch.Generator().manual_seed(0), learner.masks(0).seen
     x, c = torch.rand(1, 10, 1, 8, 8, generator=g), torch.rand(1, 10, generator=g)
@@ -329,3 +329,20 @@ def test_er_replay_epochs_are_refused_where_they_cannot_be():
     with pytest.raises(cl_lib.InputError, match="loop of its own"):
         make("er", replay_epochs=1) + make("ewc")
     make("er", replay_epochs=0) + make("ewc")
+
+
+@pytest.mark.parametrize("fresh", [True, False])
+def test_joint_starts_anew_or_goes_on(fresh):
+    learner = Learner("joint", stream(), fresh=fresh, **QUICK)
+    initial = {k: t.clone() for k, t in learner.params.items()}
+    learner.learn()
+    left = {k: t.clone() for k, t in learner.params.items()}
+    found, train = [], learner.train
+    learner.train = lambda *a, **more: (
+        found.append({k: t.clone() for k, t in learner.params.items()}),
+        train(*a, **more),
+    )
+    learner.learn()
+    expected, other = (initial, left) if fresh else (left, initial)
+    assert all(torch.equal(found[0][k], t) for k, t in expected.items())
+    assert not any(torch.equal(found[0][k], t) for k, t in other.items() if "weight" in k)

@@ -26,7 +26,7 @@ import helpers
 from helpers import TWICE
 
 QUICK = TWICE | {"lr": 0.05, "network": "homogeneous_mlp"}
-BRIEF = {"samples": 10, "steps": 15}
+BRIEF = {"samples": 10, "iterations": 15}
 SHAPE = (1, 8, 8)
 stream = partial(helpers.stream, normalise="centre")
 
@@ -112,7 +112,7 @@ def test_at_a_constructed_kkt_point_loss_and_gradient_vanish_and_the_search_retu
     direction = (c * sign / m) @ x.flatten(1)
     params = {"head.weight": torch.stack([direction, -direction])[None]}
     rate = 0.05 if averaged else 0.05 / 6**2
-    how = Settings(averaged=averaged, rate=rate, lambda_rate=rate, steps=600)
+    how = Settings(averaged=averaged, rate=rate, lambda_rate=rate, iterations=600)
     x, c = x[None].requires_grad_(), c[None].requires_grad_()
     fit, *_ = loss_of(net, params, {}, x, c, y, mask(2, 2), how)
     assert fit.item() < 1e-24
@@ -215,7 +215,7 @@ def test_no_coefficients_leave_the_norm_and_a_search_ends_below_it():
     params, buffers = stacked(net)
     θ = sum(p[0].square().sum() for k, p in params.items() if k not in head_names(net, 10))
     θ = θ + params["head.weight"][0, :4].square().sum()
-    found = search(net, params, buffers, x, c, labels(12, rows), rows, Settings(steps=60))
+    found = search(net, params, buffers, x, c, labels(12, rows), rows, Settings(iterations=60))
     torch.testing.assert_close(found.size[0], θ)
     assert found.loss < found.size
     assert found.curve.shape == (1, 60) and found.curve.nan_to_num(1e9).min() == found.loss
@@ -269,7 +269,7 @@ def test_margin_of_the_rows_that_count():
 def test_a_search_ends_without_improvement_and_alone_as_among_others():
     modules = [networks.homogeneous_mlp(SHAPE, 10, (12,), scale=s).double() for s in (0.3, 0.05)]
     (x, c), rows = candidates(6, G=2), mask(4)
-    how, y = Settings(steps=400, stop=15, tolerance=0.05), labels(6, mask(4))
+    how, y = Settings(iterations=400, stop=15, tolerance=0.05), labels(6, mask(4))
     both = search(modules[0], *stacked(*modules), x, c, y, rows, how)
     ends = (~both.curve.isnan()).sum(1)
     assert (ends < 400).all()
@@ -286,7 +286,7 @@ def test_a_search_that_diverges_keeps_its_best():
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"steps": 0}, {"rate": -1.0}, {"stop": 0}, {"spread": float("nan")}, {"inertia": 1.0}]
+    "wrong", [{"iterations": 0}, {"rate": -1.0}, {"stop": 0}, {"spread": float("nan")}, {"inertia": 1.0}]
 )
 def test_settings_are_checked(wrong):
     with pytest.raises(cl_lib.InputError, match=next(iter(wrong))):

@@ -46,7 +46,7 @@ def test_a_router_answers_where_the_argmax_of_the_logits_does_not():
 
 def test_sums_and_hosts_are_made_again(tmp_path):
     source = stream(normalise="centre")
-    for method in (make("er+lwf", **{"lwf.strength": 0.5}), make("recl", host="er+ewc", samples=20, steps=5)):
+    for method in (make("er+lwf", **{"lwf.strength": 0.5}), make("recl", host="er+ewc", samples=20, iterations=5)):
         result = cl_lib.run(method, source, **QUICK)
         result.save(tmp_path / "kept.safetensors")
         loaded = cl_lib.Result.load(tmp_path / "kept.safetensors")

@@ -92,6 +92,10 @@ class Eidetic(Method):
         network, found = structure.derive(network, stream.shape)
         return Owned(network, found, rows)
 
+    def check(self, learner):
+        if learner.options.steps is not None:
+            raise InputError("eidetic asks for the training accuracy of whole epochs: give epochs instead of steps.")
+
     def start(self, learner):
         module, S = learner.module, len(learner.seeds)
         owner = torch.full((module.structure.units,), FREE)

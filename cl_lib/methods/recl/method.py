@@ -46,12 +46,12 @@ class ReCL(Wrapper):
 
     Hosts with a training loop of their own are refused. With ``samples=0`` this is the host.
 
-    Cost: before a task ``steps`` iterations of about three training steps at batch ``samples`` each; memory: none.
+    Cost: before a task ``iterations``, each of about three training steps at batch ``samples``; memory: none.
     """
 
     host: Method | str = "finetune"
     samples: Natural = 100  # m, in all
-    steps: Count = 1000
+    iterations: Count = 1000
     rate: NonNegative = reconstruction.Settings.rate
     lambda_rate: NonNegative = reconstruction.Settings.lambda_rate
     inertia: BelowOne = reconstruction.Settings.inertia
@@ -73,7 +73,7 @@ class ReCL(Wrapper):
     scenarios = ("domain", "class")
     neutral = {"samples": 0}
     citation = "Janetzky, Schlagenhauf & Feuerriegel, 2024, arXiv:2411.06916; Haim et al., 2022; Buzaglo et al., 2023"
-    cost = "before a task: steps × about 3 training steps at batch samples; memory: none; constant in the tasks"
+    cost = "before a task: iterations × about 3 training steps at batch samples; memory: none; constant in the tasks"
 
     def __post_init__(self):
         super().__post_init__()
@@ -146,7 +146,7 @@ class ReCL(Wrapper):
                 own = reconstruction.start(self.samples, learner.stream.shape, settings.spread, g, dtype)
                 drawn.append([t.to(learner.device) for t in own])
             x, coefficients = (torch.stack(parts) for parts in zip(*drawn, strict=True))
-            report = lambda step, loss: learner.report(task, "reconstruction", step, self.steps, loss)
+            report = lambda step, loss: learner.report(task, "reconstruction", step, self.iterations, loss)
             return reconstruction.search(*networks, x, coefficients, y, rows, settings, report)
 
         naive = self.strategy == "naive"

@@ -35,7 +35,7 @@ CHECKED_EVERY = 20  # iterations between two looks at the device
 class Settings:
     """How to reconstruct; the defaults are the naive strategy's."""
 
-    steps: Count = 1000  # iterations at most
+    iterations: Count = 1000  # at most
     rate: NonNegative = 0.03  # SGD's learning rate for the samples
     lambda_rate: NonNegative = 0.03  # and for the coefficients
     inertia: BelowOne = 0.9  # momentum of both
@@ -196,7 +196,7 @@ def search(
     lowest = mark = torch.full_like(size, torch.inf)
     since, curve = torch.zeros_like(size), []
     wide = lambda t, like: t.reshape(-1, *[1] * (like.dim() - 1))
-    for step in range(settings.steps):
+    for step in range(settings.iterations):
         fit, least, prior = loss_of(module, params, buffers, x, coefficients, y, rows, settings)
         loss = fit + settings.lambda_weight * least + prior
         gradients = torch.autograd.grad(loss.sum(), (x, coefficients))
