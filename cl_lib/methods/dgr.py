@@ -55,6 +55,9 @@ class DGR(Method):
     citation = "Shin et al., 2017, NeurIPS, arXiv:1705.08690; van de Ven & Tolias, 2018, arXiv:1809.10635"
     cost = "each step: replay_batch more samples, a step of the generator on both; memory: 4 generators, 1 network"
 
+    def passes(self, batch_size):
+        return batch_size + (batch_size if self.replay_batch is None else self.replay_batch)
+
     def start(self, learner):
         x, _ = learner.example()
         sizes = autoencoder(x.numel(), self.width, self.latent)
