@@ -534,7 +534,7 @@ def test_topk_directions_beside_the_kept_ones_are_free():
     assert method.penalty(net.replace(params=params), None, memory) < 1e-20
 
 
-@pytest.mark.parametrize("kind", ["exact", "sampled", "empirical"])
+@pytest.mark.parametrize("kind", ["exact", "sampled", "predicted", "empirical"])
 def test_topk_keeps_the_diagonal_of_the_sum(kind):
     """Directions and remainder together have the diagonal of γ F_1 + F_2, and the best rank-k part of what was kept."""
     γ, nets = 0.6, [net_of(mlp, s) for s in range(2)]
