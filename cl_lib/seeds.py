@@ -4,7 +4,9 @@ What training owns carries a leading seed axis. A :class:`Bag` holds such tensor
 rows of some seeds, put them back, map a function of one model over them, and turn a tree into named tensors for a file.
 """
 
+import functools
 import hashlib
+import math
 
 import torch
 from torch import Tensor
@@ -52,23 +54,27 @@ def register(kind: type[Bag]) -> None:
 register(Bag)
 
 
-def place(positions: tuple[int, ...]):
+@functools.cache
+def place(positions: tuple[int, ...], device: torch.device) -> slice | Tensor:
     """Positions as an index of the seed axis: a slice, which gives views, where they are neighbours."""
     first, last = positions[0], positions[-1] + 1
-    return slice(first, last) if last - first == len(positions) else list(positions)
+    return slice(first, last) if last - first == len(positions) else torch.tensor(positions, device=device)
 
 
 def take(tree, positions: tuple[int, ...]):
     """The rows of a tree of ``[S, …]`` tensors that belong to some seeds: views of neighbours, else copies."""
-    at = place(positions)
-    return pytree.tree_map(lambda t: t[at], tree)
+    return pytree.tree_map(lambda t: t[place(positions, t.device)], tree)
 
 
 def put_back(tree, positions: tuple[int, ...], part) -> None:
     """Write what was done to the copies that :func:`take` made; views are there already."""
-    at = place(positions)
-    if not isinstance(at, slice):
-        pytree.tree_map(lambda t, p: t.__setitem__(at, p), tree, part)
+
+    def write(t, p):
+        at = place(positions, t.device)
+        if not isinstance(at, slice):
+            t[at] = p
+
+    pytree.tree_map(write, tree, part)
 
 
 def over_seeds(function, *trees):
@@ -88,12 +94,73 @@ def alike(lengths: dict[int, int]) -> list[tuple[int, ...]]:
     return [tuple(g) for g in groups.values()]
 
 
-def generator(seed: int, purpose: str, device="cpu") -> torch.Generator:
-    """A random stream of its own for each seed and purpose. The order of the data is that of the seed itself."""
-    if purpose == "order":
-        return torch.Generator().manual_seed(seed)
-    mixed = hashlib.sha256(f"{purpose}:{seed}".encode()).digest()
-    return torch.Generator(device).manual_seed(int.from_bytes(mixed[:7], "little"))
+def generator(seed: int, purpose: str) -> torch.Generator:
+    """A random stream of its own for each seed and purpose, on the CPU whatever the device, so that CPU and CUDA draw
+    the same numbers. The order of the data is that of the seed itself."""
+    return torch.Generator().manual_seed(seed if purpose == "order" else _key(seed, purpose, 7))
+
+
+def _key(seed: int, purpose: str, size: int) -> int:
+    return int.from_bytes(hashlib.sha256(f"{purpose}:{seed}".encode()).digest()[:size], "little")
+
+
+def mix(n: Tensor) -> Tensor:
+    """Mixes int64 numbers into 32 random-looking bits: xor-shift and multiply, twice (the ``lowbias32`` family
+    of C. Wellons and T. Ettinger). The multipliers are below 2³¹, so that no product overflows int64."""
+    bits = 0xFFFFFFFF
+    n = n & bits
+    n = ((n ^ (n >> 16)) * 0x21F0AAAD) & bits
+    n = ((n ^ (n >> 15)) * 0x735A2D97) & bits
+    return n ^ (n >> 15)
+
+
+class Draws:
+    r"""Random numbers for the seeds at some positions at once, from integer arithmetic: the same on every device.
+
+    .. math:: r_{s,i} = h\big(h(i) + h(k_s \oplus h(c_s))\big)
+
+    h is :func:`mix`, k_s the key of seed s, c_s how often it has drawn. Each call draws anew and counts in place, so
+    that a step recorded as a CUDA graph draws other numbers whenever it is replayed.
+
+    Arguments:
+        keys: one of each seed, int64 ``[S]``.
+        counts: how often each has drawn, int64 ``[S]``; changed in place.
+        positions: of the G seeds that draw.
+    """
+
+    def __init__(self, keys: Tensor, counts: Tensor, positions: tuple[int, ...]):
+        self.keys, self.counts, self.positions = keys, counts, tuple(positions)
+
+    def integers(self, n: int) -> Tensor:
+        """Uniform in 0 … 2³² − 1, int64 ``[G, n]``."""
+        keys, counts = take((self.keys, self.counts), self.positions)
+        start = mix(keys ^ mix(counts))
+        put_back(self.counts, self.positions, counts.add_(1))
+        return mix(mix(torch.arange(n, device=keys.device)) + start[:, None])
+
+    def uniform(self, n: int) -> Tensor:
+        """Uniform in [0, 1), float64 ``[G, n]``."""
+        return self.integers(n) / 2.0**32
+
+    def below(self, k: int, n: int) -> Tensor:
+        """Uniform in 0 … k − 1, int64 ``[G, n]``."""
+        return (self.integers(n) * k) >> 32
+
+    def order(self, n: int) -> Tensor:
+        """A random order of 0 … n − 1 for each seed, ``[G, n]``."""
+        return self.integers(n).argsort(dim=1, stable=True)
+
+    def normal(self, n: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Normal with mean 0 and variance 1, ``[G, n]`` (Box and Muller, 1958)."""
+        half = -(-n // 2)
+        radius, angle = ((self.integers(2 * half) + 0.5) / 2.0**32).to(dtype).split(half, 1)
+        radius, angle = (-2 * radius.log()).sqrt(), 2 * math.pi * angle
+        return torch.cat([radius * angle.cos(), radius * angle.sin()], 1)[:, :n]
+
+
+def keys(seeds, purpose: str, device) -> Tensor:
+    """The keys of :class:`Draws` for a purpose, int64 ``[S]``."""
+    return torch.tensor([_key(seed, purpose, 4) for seed in seeds], device=device)
 
 
 def stack_padded(tensors: list[Tensor]) -> Tensor:
@@ -122,15 +189,18 @@ def cat_padded(tensors) -> Tensor:
 
 
 def placed(tree: Bag, device) -> Bag:
-    """A copy of nested Bags on a device, the counts that decide shapes on the host."""
-    return Bag(
-        {
-            name: placed(value, device)
-            if isinstance(value, dict)
-            else value.to("cpu" if name == "seen" else device, copy=True)
-            for name, value in tree.items()
-        }
-    )
+    """A copy of nested Bags on a device."""
+    return pytree.tree_map(lambda t: t.to(device, copy=True), tree)
+
+
+def settled(old, new):
+    """``new`` in the places of ``old`` where both are alike: what reads a tensor at its address finds its new value."""
+    if isinstance(old, Bag) and isinstance(new, Bag):
+        return type(new)({name: settled(old.get(name), value) for name, value in new.items()})
+    kind = lambda t: (t.shape, t.stride(), t.dtype, t.device)
+    if isinstance(old, Tensor) and isinstance(new, Tensor) and kind(old) == kind(new):
+        return old.copy_(new)
+    return new
 
 
 def flatten(tree: Bag, above: str = ""):

@@ -1,7 +1,6 @@
 """Augmentation of whole batches on the device: :class:`Augment`, or a transform of your own.
 
-Drawing and applying are apart, ``draw(n, generator)`` and ``apply(x, draws)``: each seed draws with its own generator,
-then all are changed at once.
+Drawing and applying are apart: each seed draws from random numbers of its own, then all are changed at once.
 """
 
 from collections.abc import Callable
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from cl_lib.errors import InputError
 from cl_lib.identity import identify
+from cl_lib.seeds import Draws
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,10 +40,12 @@ class Augment:
         if type(self.crop) is not int or self.crop < 0:
             raise InputError(f"crop={self.crop!r} cannot be used: give a whole number of pixels from 0 up.")
 
-    def draw(self, n: int, generator: torch.Generator) -> Tensor:
-        """What happens to each of ``n`` images: dx, dy, and flip (0 or 1), int64 ``[n, 3]``."""
-        below = lambda k: torch.randint(k, (n,), generator=generator, device=generator.device)
-        return torch.stack([below(2 * self.crop + 1), below(2 * self.crop + 1), below(1 + self.flip)], dim=-1)
+    on_host = False  # what it draws is drawn on the device
+
+    def draw(self, n: int, draws: Draws) -> Tensor:
+        """What happens to each of ``n`` images of G seeds: dx, dy, and flip (0 or 1), int64 ``[G, n, 3]``."""
+        dx, dy = draws.below(2 * self.crop + 1, 2 * n).split(n, 1)
+        return torch.stack([dx, dy, draws.below(1 + self.flip, n)], -1)
 
     def apply(self, x: Tensor, draws: Tensor) -> Tensor:
         """Change images ``[..., channels, height, width]`` by draws ``[..., 3]``; the same shape comes back."""
@@ -81,24 +83,24 @@ class Transform:
 
     What ``function`` draws must come from torch's global generator. Each call runs with that generator seeded by a draw
     of the seed's own, and finds it put back afterwards: what one seed's images become does not depend on the seeds
-    beside it. On CUDA the call waits for the device, which has to tell the draw.
+    beside it.
     """
 
     function: Callable[[Tensor], Tensor]
 
-    def draw(self, n: int, generator: torch.Generator) -> Tensor:
-        """One seed for the whole batch of ``n`` images, int64 ``[n, 1]``."""
-        return torch.randint(2**63 - 1, (1, 1), generator=generator, device=generator.device).expand(n, 1)
+    on_host = True
 
-    def apply(self, x: Tensor, draws: Tensor) -> Tensor:
-        """Change batches ``[..., B, channels, height, width]`` by draws ``[..., B, 1]``, equal within a batch.
+    def draw(self, generators: list[torch.Generator]) -> list[int]:
+        """The seed of each seed's call: known on the host, so that nothing waits for the device."""
+        return [int(torch.randint(2**63 - 1, (), generator=generator)) for generator in generators]
+
+    def apply(self, x: Tensor, draws: list[int]) -> Tensor:
+        """Change batches ``[G, B, channels, height, width]``, each under its seed among the G ``draws``.
 
         Raises:
             InputError: if the function gives back another shape, dtype or device, or no tensor.
         """
-        batches = x.reshape(-1, *x.shape[-4:])
-        seeds = draws.reshape(*batches.shape[:2])[:, 0].tolist()
-        return torch.stack([self._call(*pair) for pair in zip(batches, seeds, strict=True)]).reshape(x.shape)
+        return torch.stack([self._call(*pair) for pair in zip(x, draws, strict=True)])
 
     def _call(self, batch: Tensor, seed: int) -> Tensor:
         cuda = [batch.device] if batch.is_cuda else []

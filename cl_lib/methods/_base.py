@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from cl_lib.errors import InputError, PoorPairing
 from cl_lib.nets.losses import cross_entropy
-from cl_lib.seeds import Bag, padded
+from cl_lib.seeds import Bag, Draws, padded
 
 SCENARIOS = ("task", "domain", "class")
 REGISTERED: dict[str, type["Method"]] = {}
@@ -43,7 +43,8 @@ class Trainer(Protocol):
     capture: bool  # whether steps become CUDA graphs
 
     def net(self, position: int = 0, training: bool = False): ...
-    def random(self, positions=None, purpose="method") -> list[torch.Generator]: ...  # one a seed
+    def random(self, positions=None, purpose="method") -> list[torch.Generator]: ...  # one a seed, once in a while
+    def draws(self, positions, purpose="method") -> Draws: ...  # random numbers of a step, on the device
     def example(self) -> tuple[Tensor, Tensor]: ...  # one sample as the network meets it, and its output row
     def sample(self, position=0, task=0, index=None, part="train") -> Bag: ...  # samples as a buffer keeps them
     def seen(self, samples: Bag, positions) -> Tensor: ...  # stored samples [G, B, …] as the network meets them
@@ -90,13 +91,15 @@ class Method:
     what ``task`` and ``penalty`` put into ``batch.out`` (logits, say) is there for ``after_step``, detached.
     :class:`~cl_lib.training.batch.Batch` says what a batch holds, :class:`Trainer` what a learner offers.
 
-    Class attributes: ``key`` (registry key, the class's name in lower case unless stated as
-    ``class Name(Method, key="…")``), ``family``, ``scenarios`` it can serve, ``poor`` (scenario -> why it is
-    known to do badly there: a warning), ``neutral`` (parameters that make it exactly fine-tuning), ``helps``
-    (scenario -> parameters with which it beats fine-tuning on a small stream, as its paper says: a test),
-    ``stacked`` (False: its seeds run one after another), ``watches`` (True: ``after_step`` finds in ``batch.step``
-    the parameters ``before`` and ``after`` the step and the gradient ``grads`` of ``task`` + ``penalty``, before
-    ``direct`` and clipping; all ``[G, …]`` by name), ``citation``, ``cost`` (extra passes, memory, growth).
+    Class attributes: ``key`` (registry key, the class's name in lower case unless stated as ``class Name(Method,
+    key="…")``), ``family``, ``scenarios`` it can serve, ``poor`` (scenario -> why it is known to do badly there: a
+    warning), ``neutral`` (parameters that make it exactly fine-tuning), ``helps`` (scenario -> parameters with which it
+    beats fine-tuning on a small stream, as its paper says: a test), ``recordable`` (True: ``before_step`` and
+    ``after_step`` are arithmetic on tensors, so that they may be part of a recorded step, which runs without Python;
+    stated by each class for itself), ``stacked`` (False: its seeds run one after another), ``watches`` (True:
+    ``after_step`` finds in ``batch.step`` the parameters ``before`` and ``after`` the step and the gradient ``grads``
+    of ``task`` + ``penalty``, before ``direct`` and clipping; all ``[G, …]`` by name), ``citation``, ``cost`` (extra
+    passes, memory, growth).
     """
 
     key: ClassVar[str]
@@ -105,6 +108,7 @@ class Method:
     poor: ClassVar[dict[str, str]] = {}
     neutral: ClassVar[dict | None] = None
     helps: ClassVar[dict[str, dict]] = {}
+    recordable: ClassVar[bool] = False
     stacked: ClassVar[bool] = True
     watches: ClassVar[bool] = False
     citation: ClassVar[str] = ""
@@ -198,6 +202,10 @@ class Method:
     def has(self, hook: str) -> bool:
         """Whether this method brings its own version of a hook."""
         return getattr(type(self), hook) is not getattr(Method, hook)
+
+    def records(self) -> bool:
+        """Whether ``before_step`` and ``after_step`` may be part of a recorded step, as the class itself must say."""
+        return vars(type(self)).get("recordable", False)
 
     def parameters(self) -> dict:
         """The method's parameters as plain values, those of a wrapped host beneath ``host``."""

@@ -56,6 +56,9 @@ class Combined(Method, registered=False):
     def has(self, hook):
         return any(p.has(hook) for p in self.parts)
 
+    def records(self):
+        return all(p.records() for p in self.parts)
+
     def parameters(self):
         return {p.key: p.parameters() for p in self.parts}
 

@@ -30,6 +30,9 @@ class Wrapper(Method, registered=False):
     def has(self, hook):
         return getattr(type(self), hook) is not getattr(Wrapper, hook) or self.host.has(hook)
 
+    def records(self):
+        return super().records() and self.host.records()
+
     def build(self, network, stream):
         return self.host.build(network, stream)
 
@@ -103,5 +106,12 @@ class Part:
 
     def random(self, positions=None, purpose: str = ""):
         """Generators as :meth:`Trainer.random <cl_lib.methods._base.Trainer>` gives them, others for each owner."""
+        return self._learner.random(positions, self._of(purpose))
+
+    def draws(self, positions, purpose: str = ""):
+        """The numbers of a step, others for each owner."""
+        return self._learner.draws(positions, self._of(purpose))
+
+    def _of(self, purpose: str) -> str:
         purpose = purpose or self._purpose
-        return self._learner.random(positions, f"{purpose} of {self._owner}" if self._owner else purpose)
+        return f"{purpose} of {self._owner}" if self._owner else purpose

@@ -31,6 +31,7 @@ class AGEM(Method):
     replay_batch: Count | None = 256  # size of the reference batch (the paper's); None: as large as the batch
 
     family = "replay"
+    recordable = True
     helps = {"domain": {}}
     neutral = {"memory": 0}
     citation = "Chaudhry et al., 2019, ICLR, arXiv:1812.00420, equation 11"
@@ -53,7 +54,7 @@ class AGEM(Method):
     def before_step(self, learner, batch, state):
         wanted = batch.x.shape[1] if self.replay_batch is None else self.replay_batch
         stored = batch.task_index * self.share(learner.stream.tasks)
-        draw_replay(learner, batch, state.buffer, min(wanted, stored))
+        draw_replay(learner, batch, state.buffer, min(wanted, stored), filled="task")
 
     def direct(self, grads, net, batch, state):
         if "replay" not in batch:

@@ -39,6 +39,7 @@ class DER(Method):
     every_epoch: bool = True
 
     family = "replay"
+    recordable = True
     neutral = {"strength": 0.0}
     helps = {"class": {"strength": 5.0}, "domain": {}}
     citation = "Buzzega et al., 2020, NeurIPS, arXiv:2004.07211"
@@ -70,7 +71,7 @@ class DER(Method):
         return self.strength * (difference.mean() if self.distance == "mean" else difference.sum(-1).mean())
 
     def after_step(self, learner, batch, state):
-        if batch.epoch == 0 or self.every_epoch:
+        if batch.first_pass or self.every_epoch:
             insert(learner, batch, state.buffer, logits=batch.out.logits)
 
     def grow(self, state, growth):

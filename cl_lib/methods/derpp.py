@@ -25,6 +25,7 @@ class DERpp(DER):
 
     label_strength: NonNegative = 0.5  # β
 
+    recordable = True
     neutral = {"strength": 0.0, "label_strength": 0.0}
     cost = "each step: 2 × replay_batch more samples; memory: the buffer with its logits; constant in the tasks"
 

@@ -62,8 +62,8 @@ class DGR(Method):
         for name, shape in sizes.items():
             # as nn.Linear does it: uniform within 1/√(inputs)
             reach = 1 / math.sqrt(sizes[name.replace("bias", "weight")][1])
-            drawn = [torch.rand(shape, generator=g, device=g.device) for g in learner.random()]
-            weights[name] = ((2 * torch.stack(drawn) - 1) * reach).to(learner.dtype)
+            drawn = [torch.rand(shape, generator=g) for g in learner.random()]
+            weights[name] = ((2 * torch.stack(drawn) - 1) * reach).to(learner.device, learner.dtype)
         zeros = lambda: Bag({name: torch.zeros_like(w) for name, w in weights.items()})
         steps = torch.zeros(len(learner.seeds), len(sizes), device=learner.device)
         return Bag(generator=weights, moment=zeros(), square=zeros(), steps=steps)
@@ -129,8 +129,8 @@ class DGR(Method):
 
     def noise(self, learner, positions, count: int):
         """z ~ N(0, 1) of each seed's own, ``[G, count, latent]``."""
-        drawn = [torch.randn(count, self.latent, generator=g, device=g.device) for g in learner.random(positions)]
-        return torch.stack(drawn).to(learner.dtype)
+        drawn = learner.draws(positions).normal(count * self.latent, learner.dtype)
+        return drawn.unflatten(1, (count, self.latent))
 
 
 def autoencoder(pixels: int, width: int, latent: int) -> dict[str, tuple]:

@@ -42,6 +42,7 @@ class ER(Method):
     replay_epochs: Natural = 0  # passes over the stored samples alone, after each task
 
     family = "replay"
+    recordable = True
     helps = {"class": {}, "domain": {}}
     neutral = {"memory": 0}
     citation = "Chaudhry et al., 2019, arXiv:1902.10486; Ratcliff, 1990; Vitter, 1985 (reservoir)"
@@ -76,7 +77,8 @@ class ER(Method):
 
     def draw(self, learner, batch, state) -> None:
         """Put the samples to be replayed beside a batch of new ones."""
-        draw_replay(learner, batch, state.buffer, self.replay_batch)
+        filled = "step" if self.buffer == "reservoir" else "task"
+        draw_replay(learner, batch, state.buffer, self.replay_batch, filled=filled)
 
     def has(self, hook):
         usual, reservoir = type(self).task is ER.task and not self.joined, self.buffer == "reservoir"
@@ -103,7 +105,7 @@ class ER(Method):
         return share * (stored - self.task(net, batch))
 
     def after_step(self, learner, batch, state):
-        if self.buffer == "reservoir" and batch.epoch == 0:
+        if self.buffer == "reservoir" and batch.first_pass:
             insert(learner, batch, state.buffer)
 
     def after_task(self, net, task, state):

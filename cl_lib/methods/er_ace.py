@@ -28,6 +28,7 @@ class ERACE(ER, key="er_ace"):
     Cost: as ER.
     """
 
+    recordable = True
     neutral = None
     helps = {"class": {}}
     citation = "Caccia et al., 2022, ICLR, arXiv:2104.05025"

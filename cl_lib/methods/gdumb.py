@@ -47,6 +47,7 @@ class GDumb(Method):
     cutmix: Share = 0.0
 
     family = "replay"
+    recordable = True
     helps = {"class": {"passes": 8}, "domain": {"passes": 16}}
     citation = "Prabhu, Torr & Dokania, 2020, ECCV; Yun et al., 2019, arXiv:1905.04899 (CutMix)"
     cost = "each test: passes × memory samples; memory: the buffer; constant in the tasks"
@@ -76,7 +77,7 @@ class GDumb(Method):
         """Offer one task's samples to one seed's memory, in place."""
         index = learner.stream.indices(learner.seeds[position], task)
         g = learner.random((position,))[0]
-        index = index[torch.randperm(len(index), generator=g, device=g.device).to(index.device)]
+        index = index[torch.randperm(len(index), generator=g).to(index.device)]
         new = learner.sample(position, task, index)
         buffer, outputs = learner.state.buffer, learner.stream.outputs
         held = int(buffers.filled(buffer)[position])
@@ -98,8 +99,7 @@ class GDumb(Method):
     def before_step(self, learner, batch, state):
         batch.x = learner.augmented(batch.x, batch.positions)
         if self.cutmix > 0:
-            generators = learner.random(batch.positions)
-            batch.x, batch.partner, batch.kept = cut_and_mix(batch.x, self.cutmix, generators)
+            batch.x, batch.partner, batch.kept = cut_and_mix(batch.x, self.cutmix, learner.draws(batch.positions))
 
     def task(self, net, batch):
         if "partner" not in batch:
@@ -127,22 +127,21 @@ def greedy(held: list[int], offered: list[int], capacity: int, generator) -> tup
             slot, used = used, used + 1
         else:
             largest = max(sorted(members), key=lambda g: len(members[g]))
-            at = int(torch.randint(len(members[largest]), (), generator=generator, device=generator.device))
+            at = int(torch.randint(len(members[largest]), (), generator=generator))
             slot = members[largest].pop(at)
         own.append(slot)
         placed[slot] = row
     return list(placed), list(placed.values())
 
 
-def cut_and_mix(x, probability: float, generators: list):
+def cut_and_mix(x, probability: float, draws):
     """Images ``[G, B, C, H, W]`` with a box of another pasted in; whose ``[G, B]``; the share ``[G]`` that is left.
 
     Each seed's box lies at the same place in its whole batch; a seed that does not mix has an empty box.
     """
     B, (H, W) = x.shape[1], x.shape[-2:]
-    draw = lambda g: torch.rand(4, generator=g, device=g.device)
-    mixed, area, down, right = torch.stack([draw(g) for g in generators]).to(x.device).unbind(-1)
-    partner = torch.stack([torch.randperm(B, generator=g, device=g.device) for g in generators]).to(x.device)
+    mixed, area, down, right = draws.uniform(4).to(x.dtype).unbind(-1)
+    partner = draws.order(B)
 
     def side(place, length):
         half, centre = (area.sqrt() * length).floor() // 2, (place * length).floor()

@@ -49,6 +49,7 @@ class GEM(Method):
     relative: bool = True  # ε in units of the mean of ‖g_k‖²
 
     family = "replay"
+    recordable = True
     helps = {"domain": {}}
     neutral = {"memory": 0}
     citation = "Lopez-Paz & Ranzato, 2017, NeurIPS, arXiv:1706.08840, equation 11"
@@ -75,8 +76,10 @@ class GEM(Method):
         if not state:
             return state
         size = min(state.old.x.shape[1], len(task.learner.stream.indices(task.seed, task.index)))
-        ring = Bag({k: t.new_zeros(t.shape[1:]) for k, t in state.old.items()})
-        return Bag(state, ring=ring, size=torch.tensor(size), offered=torch.tensor(0))
+        share, *_ = state.old.y.shape[1:]
+        ring = Bag({k: t.new_zeros(share + 1, *t.shape[2:]) for k, t in state.old.items()})  # the last row is unread
+        count = lambda n: torch.tensor(n, device=task.learner.device)
+        return Bag(state, ring=ring, size=count(size), offered=count(0))
 
     def before_step(self, learner, batch, state):
         if not state or state.old.x.shape[1] == 0:
@@ -92,26 +95,20 @@ class GEM(Method):
     def after_step(self, learner, batch, state):
         if "ring" not in state:
             return
-        new = {name: batch["images" if name == "x" else name] for name in state.ring}
-        if batch.real is None:
-            count = min(batch.y.shape[1], int(state.size.min()))
-            place = (state.offered[:, None] + torch.arange(count)) % state.size[:, None]  # [G, count]
-            place, seed = place.to(batch.y.device), torch.arange(len(place), device=batch.y.device)[:, None]
-            for name, values in new.items():
-                state.ring[name][seed, place] = values[:, -count:]
-            state.offered += count
-            return
-        for s, real in enumerate(batch.real):  # what was joined to the task's data is not kept
-            own = real.nonzero().flatten()[-int(state.size[s]) :]
-            place = ((state.offered[s] + torch.arange(len(own))) % state.size[s]).to(batch.y.device)
-            for name, values in new.items():
-                state.ring[name][s, place] = values[s, own.to(values.device)]
-            state.offered[s] += len(own)
+        real = torch.ones_like(batch.y, dtype=torch.bool) if batch.real is None else batch.real  # [G, B]
+        size, count = state.size[:, None], real.sum(1, keepdim=True)
+        number = real.cumsum(1) - 1 - (count - size).clamp(min=0)  # the last that fit are 0, 1, …
+        unread = state.ring.y.shape[1] - 1
+        place = torch.where(real & (number >= 0), (state.offered[:, None] + number) % size, unread)
+        seed = torch.arange(len(place), device=place.device)[:, None]
+        for name, ring in state.ring.items():
+            ring[seed, place] = batch["images" if name == "x" else name].to(ring.dtype)
+        state.offered += torch.minimum(count, size)[:, 0]
 
     def after_task(self, net, task, state):
         if not state:
             return state
-        old = Bag({k: torch.cat([t, state.ring[k][None]]) for k, t in state.old.items()})
+        old = Bag({k: torch.cat([t, state.ring[k][None, :-1]]) for k, t in state.old.items()})
         return Bag(old=old, held=torch.cat([state.held, state.size[None].to(state.held)]))
 
     def grow(self, state, growth):

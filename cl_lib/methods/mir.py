@@ -38,6 +38,7 @@ class MIR(ER):
     virtual_rate: NonNegative | None = None  # η; None: the run's learning rate
     current: bool = True  # whether the current task's samples may be chosen; False is the authors' code
 
+    recordable = True
     helps = {"class": {}, "domain": {}}
     citation = "Aljundi et al., 2019, NeurIPS, arXiv:1908.04742"
     cost = "each step: a gradient, 2 forward passes of the candidates, replay_batch more samples; memory: the buffer"
@@ -57,14 +58,14 @@ class MIR(ER):
             )
 
     def draw(self, learner, batch, state):
-        if not self.current and batch.task_index == 0:
+        if not self.current and batch.first_task:
             return
         k = batch.x.shape[1] if self.replay_batch is None else self.replay_batch
         among = None if self.current else buffers.held(state.buffer) & (state.buffer.task != batch.task_index)
         draw_replay(learner, batch, state.buffer, self.candidates or 5 * k, among=among)
         if "replay" not in batch:
             return
-        offered = buffers.filled(state.buffer).to(batch.x.device) if among is None else among.sum(1)  # [G]
+        offered = buffers.filled(state.buffer) if among is None else among.sum(1)  # [G]
         batch.turn = torch.arange(batch.replay.x.shape[1], device=batch.x.device) // offered.clamp(min=1)[:, None]
         batch.offers = offered > 0
         rate = learner.options.lr if self.virtual_rate is None else self.virtual_rate

@@ -46,6 +46,7 @@ class UPGD(Method):
     corrected: bool = True  # the maximum too
 
     family = "optimisation"
+    recordable = True
     # no `helps`: what the paper shows is a better average accuracy online, not a better memory of old tasks
     neutral = {"noise": 0.0, "protecting": False}
     citation = "Elsayed & Mahmood, 2024, ICLR, arXiv:2404.00781, algorithm 1"
@@ -69,9 +70,7 @@ class UPGD(Method):
         if self.noise == 0:
             return
         sizes = [p[0].numel() for p in learner.params.values()]
-        noise = torch.empty(len(batch.positions), sum(sizes), device=learner.device, dtype=learner.dtype)
-        for row, g in zip(noise, learner.random(batch.positions), strict=True):
-            row.normal_(0.0, self.noise, generator=g)
+        noise = learner.draws(batch.positions).normal(sum(sizes), learner.dtype).mul_(self.noise)
         parts = noise.split(sizes, 1)
         batch.noise = Bag({k: n.view_as(p[: len(n)]) for (k, p), n in zip(learner.params.items(), parts, strict=True)})
 

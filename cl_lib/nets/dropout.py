@@ -5,6 +5,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from cl_lib.seeds import mix
+
 WHOLE_CHANNELS = {nn.Dropout: False, nn.Dropout1d: True, nn.Dropout2d: True, nn.Dropout3d: True}
 
 
@@ -50,7 +52,7 @@ class SeedDropout(nn.Module):
     def __init__(self, p: float = 0.5, channels: bool = False, seed: int = 0, number: int = 0):
         super().__init__()
         self.p, self.channels = p, channels
-        self.register_buffer("key", _hash(_hash(torch.tensor(seed)) + number))
+        self.register_buffer("key", mix(mix(torch.tensor(seed)) + number))
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -58,20 +60,10 @@ class SeedDropout(nn.Module):
             return x
         shape = x.shape[:2] + (1,) * (x.dim() - 2) if self.channels else x.shape
         position = torch.arange(math.prod(shape), device=x.device).reshape(shape)
-        random = _hash(_hash(position) + _hash(self.key ^ _hash(self.step)))
+        random = mix(mix(position) + mix(self.key ^ mix(self.step)))
         self.step.add_(1)
         keep = random >= round(self.p * 2**32)
         return x * keep / (1 - self.p) if self.p < 1 else x * 0
 
     def extra_repr(self) -> str:
         return f"p={self.p}, channels={self.channels}"
-
-
-def _hash(n: Tensor) -> Tensor:
-    """Mixes int64 numbers into 32 random-looking bits: xor-shift and multiply, twice (the ``lowbias32`` family
-    of C. Wellons and T. Ettinger). The multipliers are below 2³¹, so that no product overflows int64."""
-    bits = 0xFFFFFFFF
-    n = n & bits
-    n = ((n ^ (n >> 16)) * 0x21F0AAAD) & bits
-    n = ((n ^ (n >> 15)) * 0x735A2D97) & bits
-    return n ^ (n >> 15)

@@ -3,14 +3,15 @@
 A buffer holds ``x`` ``[S, M+1, …]`` (images as the data set has them: uint8 where they are), one tensor
 ``[S, M+1, …]`` for everything else that is stored beside them, and ``seen`` ``[S]``, how many samples were
 offered so far. The last row is never read: rejected samples are written there, so that an insertion has the
-same shape whatever is accepted. ``seen`` lives on the host, because it decides shapes and never needs data.
+same shape whatever is accepted. Insertions and draws are the same few operations for any number of seeds, and
+nothing in them waits for the device.
 """
 
 import torch
 from torch import Tensor
 
 from cl_lib.errors import InputError
-from cl_lib.seeds import Bag
+from cl_lib.seeds import Bag, Draws
 
 
 def empty(capacity: int, seeds: int, x: Tensor, **more: Tensor) -> Bag:
@@ -18,7 +19,7 @@ def empty(capacity: int, seeds: int, x: Tensor, **more: Tensor) -> Bag:
     if capacity < 0:
         raise InputError(f"memory={capacity} is not a buffer size: give the number of samples to keep, 0 or more.")
     room = {name: t.new_zeros(seeds, capacity + 1, *t.shape) for name, t in {"x": x, **more}.items()}
-    return Bag(room, seen=torch.zeros(seeds, dtype=torch.int64))
+    return Bag(room, seen=torch.zeros(seeds, dtype=torch.int64, device=x.device))
 
 
 def capacity(buffer: Bag) -> int:
@@ -26,14 +27,14 @@ def capacity(buffer: Bag) -> int:
 
 
 def filled(buffer: Bag) -> Tensor:
-    """How many rows of each seed hold a sample, ``[S]`` on the host."""
+    """How many rows of each seed hold a sample, ``[S]``."""
     return buffer.seen.clamp(max=capacity(buffer))
 
 
 def held(buffer: Bag) -> Tensor:
     """Which rows of each seed hold a sample, ``[S, M+1]``."""
     rows = torch.arange(buffer.x.shape[1], device=buffer.x.device)
-    return rows < filled(buffer).to(rows.device)[:, None]
+    return rows < filled(buffer)[:, None]
 
 
 def size(buffer: Bag) -> int:
@@ -42,55 +43,50 @@ def size(buffer: Bag) -> int:
     return sum(t[0, :1].numel() * t.element_size() * rows for k, t in buffer.items() if k != "seen")
 
 
-def reservoir_slots(seen: int, count: int, capacity: int, generator: torch.Generator) -> Tensor:
-    """Where the next ``count`` samples go, ``[count]``; ``capacity`` itself means: not kept.
+def reservoir_slots(seen: Tensor, offered: Tensor, capacity: int, drawn: Tensor) -> Tensor:
+    """Where samples go, ``[S, B]``; ``capacity`` itself means: not kept.
 
     Reservoir sampling (Vitter, 1985, algorithm R): sample number n (from 0) takes slot n while there is room,
     afterwards slot j ~ U{0 … n} if j < M. Of two samples of one batch in the same slot the later stays.
+
+    Arguments:
+        seen: how many samples each seed was offered before, ``[S]``.
+        offered: which of the batch are offered, a mask ``[S, B]``.
+        drawn: uniform in [0, 1), ``[S, B]``.
     """
-    device = generator.device
-    n = torch.arange(seen, seen + count, device=device)
-    drawn = (torch.rand(count, generator=generator, device=device, dtype=torch.float64) * (n + 1)).long()
-    slots = torch.where(n < capacity, n, drawn).clamp(max=capacity)
-    overwritten = (slots[:, None] == slots).triu(1).any(1)
+    n = seen[:, None] + offered.cumsum(1) - 1
+    slots = torch.where(n < capacity, n, (drawn * (n + 1)).long()).clamp(max=capacity)
+    slots = slots.masked_fill(~offered, capacity)
+    overwritten = (slots[:, :, None] == slots[:, None, :]).triu(1).any(2)
     return slots.masked_fill(overwritten, capacity)
 
 
-def reservoir_insert(buffer: Bag, generators: list, real: Tensor | None = None, **samples: Tensor) -> None:
+def reservoir_insert(buffer: Bag, draws: Draws, real: Tensor | None = None, **samples: Tensor) -> None:
     """Offer a batch ``[S, B, …]`` of samples to each seed's reservoir, in place; only the ``real`` ones ``[S, B]``."""
-    count, M = samples["x"].shape[1], capacity(buffer)
-    if real is None:
-        real = torch.ones(len(generators), count, dtype=torch.bool)
-    slots = torch.full((len(generators), count), M, device=buffer.x.device)
-    for row, seen, g, own in zip(slots, buffer.seen.tolist(), generators, real, strict=True):
-        chosen = reservoir_slots(seen, int(own.sum()), M, g)
-        row[own.to(row.device) if not own.all() else slice(None)] = chosen
+    drawn = draws.uniform(samples["x"].shape[1])
+    real = torch.ones_like(drawn, dtype=torch.bool) if real is None else real
+    slots = reservoir_slots(buffer.seen, real, capacity(buffer), drawn)
     seed = torch.arange(len(slots), device=slots.device)[:, None]
     for name, values in samples.items():
         buffer[name][seed, slots] = values.to(buffer[name].dtype)
     buffer.seen += real.sum(1)
 
 
-def draw(buffer: Bag, count: int, generators: list, among: Tensor | None = None) -> Bag | None:
+def draw(buffer: Bag, count: int, draws: Draws, among: Tensor | None = None, sure: bool = False) -> Bag | None:
     """``count`` stored samples of each seed without replacement, ``[S, count, …]``; None while all are empty.
 
     The count never exceeds the capacity; a buffer that holds fewer is read several times over, every sample
     equally often up to one, so that the shape does not depend on how full it is. ``among`` ``[S, M+1]``, a mask of
-    rows that hold a sample, leaves the others out; of a seed where it is empty one row comes again and again.
+    rows that hold a sample, leaves the others out; of a seed where it is empty one row comes again and again. Who is
+    ``sure`` that something is stored says so: else the device has to be asked.
     """
-    rows, count = filled(buffer), min(count, capacity(buffer))
-    if not rows.any():
+    rows, count = capacity(buffer), min(count, capacity(buffer))
+    if count == 0 or not (sure or buffer.seen.any()):
         return None
-    picked = []
-    for s, (full, g) in enumerate(zip(rows.tolist(), generators, strict=True)):
-        order = torch.randperm(full, generator=g, device=g.device)
-        if among is None:
-            picked.append(order.repeat(-(-count // full))[:count])
-            continue
-        own = among[s, order]
-        order = order[own.logical_not().int().argsort(stable=True)]
-        picked.append(order[torch.arange(count, device=order.device) % own.sum().clamp(min=1)])
-    picked = torch.stack(picked)
+    usable = (held(buffer) if among is None else among)[:, :rows]
+    order = draws.integers(rows).masked_fill(~usable, 2**32).argsort(dim=1, stable=True)
+    turn = torch.arange(count, device=order.device) % usable.sum(1, keepdim=True).clamp(min=1)
+    picked = order.gather(1, turn)
     seed = torch.arange(len(picked), device=picked.device)[:, None]
     return Bag({name: t[seed, picked] for name, t in buffer.items() if name != "seen"})
 
@@ -133,7 +129,7 @@ def keep_balanced(
     rows = capacity(Bag(x=buffer.x[None]))
     held = min(int(buffer.seen), rows)
     if order is None:
-        order = torch.randperm(len(new_group), generator=generator, device=generator.device)
+        order = torch.randperm(len(new_group), generator=generator).to(new_group.device)
     groups = torch.cat([group[:held], new_group[order]])
     quota = rows // len(groups.unique())
     if quota == 0:
@@ -144,7 +140,7 @@ def keep_balanced(
     ranks = torch.arange(len(groups), device=groups.device)
     starts = torch.searchsorted(groups[sorting], groups[sorting])
     kept = sorting[ranks - starts < quota].sort().values
-    out = Bag(seen=torch.tensor(len(kept)))
+    out = Bag(seen=torch.tensor(len(kept), device=kept.device))
     for name, values in new.items():
         candidates = torch.cat([buffer[name][:held], values[order].to(buffer[name].dtype)])
         out[name] = torch.zeros_like(buffer[name])

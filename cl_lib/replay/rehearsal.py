@@ -38,16 +38,21 @@ def insert(learner, batch, buffer: Bag, **more) -> None:
     """
     of = {"x": "images"}
     samples = {name: more[name] if name in more else batch[of.get(name, name)] for name in buffer if name != "seen"}
-    buffers.reservoir_insert(buffer, learner.random(batch.positions), batch.real, **samples)
+    buffers.reservoir_insert(buffer, learner.draws(batch.positions), batch.real, **samples)
 
 
-def draw_replay(learner, batch, buffer: Bag, count: int | None, name: str = "replay", among=None) -> None:
+def draw_replay(
+    learner, batch, buffer: Bag, count: int | None, name: str = "replay", among=None, filled: str = "step"
+) -> None:
     """``batch.replay``: stored samples of each seed, augmented as new ones are, with the rows that count.
 
-    ``among`` leaves rows of the buffer out, see :func:`cl_lib.replay.buffers.draw`.
+    ``filled`` says when the buffer gets samples: after each ``"step"``, or only when a ``"task"`` ends. Until the first
+    of these nothing is replayed. ``among`` leaves rows of the buffer out, see :func:`cl_lib.replay.buffers.draw`.
     """
-    generators = learner.random(batch.positions)
-    replay = buffers.draw(buffer, batch.x.shape[1] if count is None else count, generators, among)
+    if not batch.begun or (filled == "task" and batch.first_task):
+        return
+    draws, count = learner.draws(batch.positions), batch.x.shape[1] if count is None else count
+    replay = buffers.draw(buffer, count, draws, among, sure=True)
     if replay is None:
         return
     replay.x = learner.augmented(learner.seen(replay, batch.positions), batch.positions)

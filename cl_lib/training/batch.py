@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from cl_lib.seeds import Bag, alike
+from cl_lib.seeds import Bag, alike, place, stack_padded, take
 from cl_lib.training.networks import Networks
 from cl_lib.training.options import CHUNK
 from cl_lib.training.rows import Rows
@@ -23,7 +23,7 @@ class Batch(Bag):
     | ``raw`` | ``[G, B, …]`` | the same before augmentation |
     | ``images`` | ``[G, B, …]`` | the same as the data set has them, uint8 where it does: what a buffer keeps |
     | ``index`` | ``[G, B]`` | their places in the data set |
-    | ``real`` | ``[G, B]`` or None | which samples are the data's, where others were joined to them; on the host |
+    | ``real`` | ``[G, B]`` or None | which samples are the data's, where others were joined to them |
     | ``y`` | ``[G, B]`` | output rows, int64 |
     | ``task`` | ``[G, B]`` | the number of each sample's task |
     | ``progress`` | ``[G]`` | the share of this training that is done, from 0 up to 1 |
@@ -32,6 +32,9 @@ class Batch(Bag):
     | ``heads`` | list | the old rows, one range or mask for each softmax: one a task if task-incremental, else one |
     | ``apart`` | bool | whether each task has a softmax of its own, as it has if task-incremental |
     | ``task_index``, ``epoch`` | int | the task that is learned, the pass over its data (or hundred of ``steps``) |
+    | ``first_task`` | bool | whether it is the first |
+    | ``first_pass`` | bool | whether no sample of the task came before in this training |
+    | ``begun`` | bool | whether these seeds have taken a step before, so that something may be stored |
     | ``positions`` | tuple of int | where the step's seeds stand among the learner's |
     | ``replay``, … | Bag | what a method's ``before_step`` has put there |
     | ``out`` | Bag | what ``task`` and ``penalty`` put there, detached, for ``after_step``; ``[G, …]`` there |
@@ -78,10 +81,16 @@ class Samples:
         self.order, self.augmented, self.size, self.epochs = order, augmented, size, epochs
         self.joined, self.alone, self.budget = joined, alone, budget
         self.ahead: dict[int, torch.Tensor] = {}  # of a pass that a chunk did not finish
-        self.pools = {i: self._pool(i) for i in group}
+        pools = [self._pool(i) for i in group]
+        self.group, self.lengths = group, {i: len(p.index) for i, p in zip(group, pools, strict=True)}
+        self.pool = Bag({k: stack_padded([p[k] for p in pools]) for k in pools[0]})
+        self.per_epoch = torch.tensor([self.steps(i) for i in group], device=networks.device)
         self.rows_differ = stream.scenario == "task" and len(tasks) > 1
         masks = [rows.masks(t) for t in tasks]
-        self.shared = Batch(masks[-1], task_index=tasks[-1], epoch=0, positions=group, real=None, **(shared or {}))
+        self.shared = Batch(masks[-1], task_index=tasks[-1], first_task=tasks[-1] == 0, **(shared or {}))
+        self.shared.update(epoch=0, first_pass=True, begun=False, positions=group)  # each step states its own
+        if joined is None:
+            self.shared.real = None
         if self.rows_differ:
             del self.shared["rows"]
         elif len(tasks) > 1 and self.shared.rows is not None:
@@ -91,7 +100,7 @@ class Samples:
         """How many steps an epoch has for one seed."""
         if self.budget is not None:
             return min(CHUNK, self.budget - epoch * CHUNK)
-        return math.ceil(len(self.pools[position].index) / self.size)
+        return math.ceil(self.lengths[position] / self.size)
 
     def total(self, position: int) -> int:
         """How many steps one seed takes in all."""
@@ -118,38 +127,31 @@ class Samples:
         if not self.alone:
             pool.extra = torch.full_like(pool.index, -1)
             own = Bag({k: torch.cat([t, own[k]]) for k, t in pool.items()})
-        return Bag(own, real=torch.arange(len(own.index)) < len(own.index) - count)  # on the host
+        return Bag(own, real=own.extra < 0)
 
     def _plans(self, epoch: int, running: tuple[int, ...]) -> Iterator[tuple[tuple[int, ...], Bag]]:
-        """Who steps together, and on which samples ``[G, B]``."""
-        size, plans = self.size, {i: self._plan(i, epoch) for i in running}
-        lengths = {i: len(p.index) for i, p in plans.items()}
-        stack = lambda group, cut: Bag({k: torch.stack([plans[i][k][cut] for i in group]) for k in plans[group[0]]})
-        if len(set(lengths.values())) == 1:
-            whole = stack(running, slice(None))
-            for start in range(0, lengths[running[0]], size):
-                yield running, Bag({k: t[:, start : start + size] for k, t in whole.items()})
-            return
-        for start in range(0, max(lengths.values()), size):
-            left = {i: max(0, min(size, n - start)) for i, n in lengths.items()}
-            for group in alike(left):
-                yield group, stack(group, slice(start, start + size))
-
-    def _plan(self, position: int, epoch: int) -> Bag:
-        """One epoch of one seed in random order, with the progress of each sample's step."""
-        pool = self.pools[position]
-        order = self._order(position, epoch)
-        plan = Bag({k: t[order.to(t.device)] for k, t in pool.items()})
-        step = torch.arange(len(order), device=plan.index.device) // self.size
-        if self.budget is None:
-            plan.progress = (epoch + step / self.steps(position)) / self.epochs
-        else:
-            plan.progress = (epoch * CHUNK + step) / self.budget
-        return plan
+        """Who steps together, and on which samples ``[G, B]``: one epoch in a random order of each seed's own."""
+        size, device, orders = self.size, self.networks.device, [self._order(i, epoch) for i in running]
+        order, at = stack_padded(orders).to(device), place(tuple(map(self.group.index, running)), device)
+        whole = Bag({k: t[at].gather(1, order) for k, t in self.pool.items()})
+        for number in range(math.ceil(order.shape[1] / size)):
+            start = number * size
+            left = {j: max(0, min(size, len(own) - start)) for j, own in enumerate(orders)}
+            for some in alike(left):
+                group, own = tuple(running[j] for j in some), place(some, device)
+                plan = Bag({k: t[own, start : start + left[some[0]]] for k, t in whole.items()})
+                if self.budget is None:
+                    plan.progress = (epoch + number / self.per_epoch[at][own]) / self.epochs
+                    self.shared.first_pass = epoch == 0
+                else:
+                    step = epoch * CHUNK + number
+                    plan.progress = torch.full((len(group),), step / self.budget, device=device)
+                    self.shared.first_pass = all((step + 1) * size <= max(size, self.lengths[i]) for i in group)
+                yield group, plan
 
     def _order(self, position: int, epoch: int) -> torch.Tensor:
         """Which samples of its pool one seed meets in an epoch, one after the other."""
-        n = len(self.pools[position].index)
+        n = self.lengths[position]
         shuffled = lambda: torch.randperm(n, generator=self.order[position])
         if self.budget is None:
             return shuffled()
@@ -163,8 +165,9 @@ class Samples:
     def _batch(self, group: tuple[int, ...], plan: Bag) -> Batch:
         joined, dtype = self.joined, self.networks.dtype
         if joined is not None:
-            at = torch.tensor(group, device=plan.extra.device)[:, None], plan.extra.clamp(min=0)
-            own_x, own_y = joined.x[at].to(dtype), joined.y[at]
+            own_x, own_y = take((joined.x, joined.y), group)
+            row, extra = torch.arange(len(group), device=own_y.device)[:, None], plan.extra.clamp(min=0)
+            own_x, own_y = own_x[row, extra].to(dtype), own_y[row, extra]
         if self.alone:
             x = raw = images = own_x
             y = own_y
@@ -179,7 +182,9 @@ class Samples:
             x, raw = (torch.where(image, own_x, t) for t in (x, raw))
             y = torch.where(own, own_y, y)
         samples = {"x": x, "raw": raw, "images": images, "index": plan.index, "y": y, "task": plan.task}
-        batch = self.shared.copy(**samples, progress=plan.progress[:, 0], positions=group, real=plan.get("real"))
+        batch = self.shared.copy(**samples, progress=plan.progress, positions=group)
+        if joined is not None:
+            batch.real = plan.real
         if self.rows_differ:
             batch.rows = self.rows.owners[plan.task]
         return batch

@@ -1,7 +1,9 @@
-"""A training step as a CUDA graph: recorded once, replayed without Python or launch overhead.
+"""Training steps as CUDA graphs: recorded once, replayed without Python or launch overhead.
 
-What a step reads must stay where it is: parameters, buffers and memory are updated in place, the batch is
-copied into fixed tensors, the learning rate is a tensor. A step that cannot be recorded runs eagerly.
+What a recorded step reads and writes must stay where it is: parameters, buffers, the method's state and the optimiser's
+are updated in place, the batch is copied into fixed tensors, learning rates are tensors. What it reads on the host (the
+number of the task, say) is noted while it is recorded: another value asks for another recording, and nothing is baked
+in without a word.
 """
 
 import warnings
@@ -11,67 +13,210 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-WARM_UP = 3
+from cl_lib.seeds import Bag
+from cl_lib.training.batch import Batch
+
+MOST = 8  # recordings of one kind, before it is asked whether they are worth it
 
 
-class Captured:
-    """``step(batch) -> tensors`` recorded for each shape of batch; ``state()`` lists all tensors it changes."""
+class Noted(Batch):
+    """A batch that notes which of its entries are read."""
 
-    def __init__(self, step: Callable, optimizer: torch.optim.Optimizer, state: Callable[[], list[Tensor]]):
-        self.step, self.optimizer, self.state = step, optimizer, state
-        self.graphs: dict = {}
-        self.eager = False
+    names: set = set()
 
-    def __call__(self, batch):
-        if self.eager:
-            return self.step(batch)
-        leaves, spec = pytree.tree_flatten(batch)
-        tensors = [t for t in leaves if isinstance(t, Tensor)]
-        key = (str(spec), tuple((tuple(t.shape), t.dtype) for t in tensors))
-        if key not in self.graphs:
-            recorded = self._record(leaves, spec)
-            if recorded is None:
-                self.eager = True
-                return self.step(batch)
-            self.graphs[key] = recorded
-        graph, fixed, results = self.graphs[key]
-        torch._foreach_copy_(fixed, tensors)
-        graph.replay()
-        return pytree.tree_map(torch.clone, results)
+    def __getitem__(self, name):
+        self.names.add(name)
+        return super().__getitem__(name)
 
-    def _record(self, leaves: list, spec):
-        fixed_leaves = [t.clone() if isinstance(t, Tensor) else t for t in leaves]
-        fixed = [t for t in fixed_leaves if isinstance(t, Tensor)]
-        batch = pytree.tree_unflatten(fixed_leaves, spec)
-        before = [(t, t.detach().clone()) for t in self._all_state()]
+    def __getattr__(self, name):
+        self.names.add(name)
+        return super().__getattr__(name)
+
+    def get(self, name, default=None):
+        self.names.add(name)
+        return super().get(name, default)
+
+
+class Recording:
+    """One kind of step: what it read on the host, and its graph as soon as it came a second time."""
+
+    def __init__(self, read: dict):
+        self.read, self.graph, self.uses = read, None, 0
+
+    def fits(self, host: dict) -> bool:
+        return all(host.get(name) == value for name, value in self.read.items())
+
+    def replay(self, tensors: list[Tensor]) -> Bag:
+        for fixed, at in self.slots:
+            torch._foreach_copy_(fixed, [tensors[i] for i in at])
+        self.graph.replay()
+        return self.results
+
+
+class Recorder:
+    """The recorded steps of a learner, kept over its tasks, in one pool of memory.
+
+    Arguments:
+        device: a CUDA device, made the current one while a step is recorded.
+    """
+
+    def __init__(self, device: torch.device):
+        self.device, self.pool, self.stream = device, None, None
+        self.kinds: dict[tuple, list[Recording]] = {}
+        self.refused: set[tuple] = set()
+        self.places: dict[tuple, list] = {}
+        self.optimizers: dict[tuple, torch.optim.Optimizer] = {}
+        #: how many steps were recorded, replayed, and run as they are
+        self.recorded = self.replayed = self.eager = 0
+
+    def clear(self) -> None:
+        """Forget everything: what was read lies elsewhere now."""
+        self.kinds.clear()
+        self.refused.clear()
+        self.places.clear()
+        self.optimizers.clear()
+
+    def settle(self, who: tuple, tree) -> None:
+        """Forget what was recorded for ``who`` where the tensors that its steps read and write lie elsewhere now."""
+        places = [(t.data_ptr(), t.shape, t.dtype) for t in pytree.tree_leaves(tree)]
+        if self.places.get(who) != places:
+            self.forget(who)
+            self.places[who] = places
+
+    def forget(self, who: tuple) -> None:
+        self.places.pop(who, None)
+        self.optimizers.pop(who, None)
+        self.refused = {key for key in self.refused if key[0] != who}
+        self.kinds = {key: kinds for key, kinds in self.kinds.items() if key[0] != who}
+
+    def optimizer(self, who: tuple, make: Callable) -> torch.optim.Optimizer:
+        """The optimiser of some leaves as if it were new, in the places that earlier recordings read."""
+        if who not in self.optimizers:
+            self.optimizers[who] = make()
+            return self.optimizers[who]
+        kept, new = self.optimizers[who], make()
+        for own, fresh in zip(kept.param_groups, new.param_groups, strict=True):
+            own["lr"].copy_(fresh["lr"])
+            own.pop("initial_lr", None)
+        for moments in kept.state.values():
+            for moment in moments.values():
+                if isinstance(moment, Tensor):
+                    moment.zero_()
+        return kept
+
+    def __call__(self, who: tuple, what: tuple, batch: Batch, step: Callable[[Batch], Bag]) -> Bag:
+        """``step(batch)`` -> a Bag of tensors, which are overwritten when the step is replayed the next time.
+
+        ``who`` trains, see :meth:`settle`; ``what`` tells one of its steps from another.
+        """
+        tensors, host = [], {}
+        for name, value in batch.items():
+            host[name] = _apart(value, tensors)
+        key = (who, what, tuple(batch), tuple((t.shape, t.dtype) for t in tensors))
+        if key in self.refused:
+            self.eager += 1
+            return step(batch)
+        kinds = self.kinds.setdefault(key, [])
+        found = next((kind for kind in kinds if kind.fits(host)), None)
+        if found is None:
+            return self._first(key, kinds, host, batch, step)
+        if found.graph is None and not self._record(key, found, batch, tensors, host, step):
+            return step(batch)
+        found.uses += 1
+        self.replayed += 1
+        return found.replay(tensors)
+
+    def _first(self, key, kinds, host: dict, batch: Batch, step: Callable) -> Bag:
+        """Run a step as it is, which also readies the libraries for a recording; note what it reads on the host."""
+        if len(kinds) == MOST:
+            uses, kinds[:] = sum(kind.uses for kind in kinds), kinds[1:]
+            if uses < MOST**2:
+                self._refuse(key, f"it reads what changes on the host ({', '.join(_differing(kinds))})")
+        self.eager += 1
+        noted = Noted(batch)
+        Noted.names = set()
+        with self._beside():
+            out = step(noted)
+        self._note(kinds, host)
+        return out
+
+    def _note(self, kinds: list, host: dict) -> None:
+        read = {name: host[name] for name in Noted.names if name in host and host[name] is not _TENSOR}
+        kinds.append(Recording(read))
+
+    def _record(self, key, kind: Recording, batch: Batch, tensors: list, host: dict, step: Callable) -> bool:
+        fixed = [t.clone() for t in tensors]
+        parts = iter(fixed)
+        own = Noted({name: _together(host[name], parts) for name in batch})
+        by_type: dict[torch.dtype, list[int]] = {}
+        for i, t in enumerate(fixed):
+            by_type.setdefault(t.dtype, []).append(i)
+        kind.slots = [([fixed[i] for i in at], at) for at in by_type.values()]
         graph = torch.cuda.CUDAGraph()
+        Noted.names = set()
         try:
-            side = torch.cuda.Stream()
-            side.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(side):
-                for _ in range(WARM_UP):
-                    self.step(batch)
-            torch.cuda.current_stream().wait_stream(side)
-            with torch.cuda.graph(graph):
-                results = self.step(batch)
+            with torch.cuda.device(self.device):
+                self.pool = self.pool or torch.cuda.graph_pool_handle()
+                with torch.cuda.graph(graph, pool=self.pool, stream=self._stream()):
+                    kind.results = step(own)
         except RuntimeError as error:
-            torch.cuda.synchronize()
-            warnings.warn(f"This step cannot be captured as a CUDA graph and runs eagerly: {error}", stacklevel=2)
-            return None
-        finally:
-            self._put_back(before)
-        return graph, fixed, results
+            torch.cuda.synchronize(self.device)
+            self._refuse(key, str(error))
+            return False
+        kind.graph = graph
+        self.recorded += 1
+        return True
 
-    def _all_state(self) -> list[Tensor]:
-        moments = [v for s in self.optimizer.state.values() for v in s.values() if isinstance(v, Tensor)]
-        return [*self.state(), *moments]
+    def _refuse(self, key, why: str) -> None:
+        self.refused.add(key)
+        self.kinds.pop(key, None)
+        warnings.warn(f"This step is not recorded as a CUDA graph and runs as it is, slower: {why}.", stacklevel=2)
 
-    @torch.no_grad()
-    def _put_back(self, before: list) -> None:
-        """Undo the warm-up; moments that it created start at zero, as the optimisers' own do."""
-        known = {id(t) for t, _ in before}
-        for t, old in before:
-            t.copy_(old)
-        for t in self._all_state():
-            if id(t) not in known:
-                t.zero_()
+    def _stream(self):
+        self.stream = self.stream or torch.cuda.Stream(self.device)
+        return self.stream
+
+    def _beside(self):
+        return _Beside(self.device, self._stream())
+
+
+class _Beside:
+    """What is done within runs on another stream of the device, after what came before and before what follows."""
+
+    def __init__(self, device, stream):
+        self.device, self.stream, self.on = device, stream, torch.cuda.stream(stream)
+
+    def __enter__(self):
+        self.stream.wait_stream(torch.cuda.current_stream(self.device))
+        self.on.__enter__()
+
+    def __exit__(self, *error):
+        self.on.__exit__(*error)
+        torch.cuda.current_stream(self.device).wait_stream(self.stream)
+
+
+_TENSOR = object()  # stands for a tensor
+
+
+def _apart(value, tensors: list[Tensor]):
+    """A value of a batch with its tensors taken out, in their order, into ``tensors``."""
+    if isinstance(value, Tensor):
+        tensors.append(value)
+        return _TENSOR
+    if isinstance(value, dict):
+        return {name: _apart(part, tensors) for name, part in value.items()}
+    return [_apart(part, tensors) for part in value] if isinstance(value, list) else value
+
+
+def _together(value, tensors):
+    """The inverse of :func:`_apart`."""
+    if value is _TENSOR:
+        return next(tensors)
+    if isinstance(value, dict):
+        return Bag({name: _together(part, tensors) for name, part in value.items()})
+    return [_together(part, tensors) for part in value] if isinstance(value, list) else value
+
+
+def _differing(kinds: list[Recording]) -> list[str]:
+    names = {name for kind in kinds for name in kind.read}
+    return sorted(n for n in names if len({str(kind.read.get(n)) for kind in kinds}) > 1)

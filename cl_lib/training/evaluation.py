@@ -9,7 +9,7 @@ from torch.utils import _pytree as pytree
 
 from cl_lib.methods._base import Method
 from cl_lib.nets.net import Net
-from cl_lib.seeds import Bag, alike, take
+from cl_lib.seeds import Bag, alike, put_back, take
 from cl_lib.training.lift import lifted
 from cl_lib.training.networks import Networks
 
@@ -53,8 +53,11 @@ def hits(
                     given = given.masked_fill(~allowed[task], -math.inf)
                     hit = (given.argmax(-1) == y).to(right.dtype)
                     for count, what in ((right, hit), (total, torch.ones_like(hit))):
-                        count[list(group), i] = count[list(group), i].scatter_add(1, y, what)
-    return right[positions].cpu(), total[positions].cpu()
+                        own = take(count, tuple(group))
+                        own[:, i].scatter_add_(1, y, what)
+                        put_back(count, tuple(group), own)
+    right, total = take(torch.stack([right, total], 1), tuple(positions)).cpu().unbind(1)
+    return right, total
 
 
 def scores(networks: Networks, method: Method, state: Bag, group: tuple[int, ...], x: Tensor, task=None) -> Tensor:

@@ -21,17 +21,19 @@ from cl_lib.identity import provenance
 from cl_lib.nets.dropout import stackable
 from cl_lib.nets.net import Net
 from cl_lib.results.result import Result
-from cl_lib.seeds import Bag, generator, placed, stack_padded
+from cl_lib.seeds import Bag, Draws, generator, keys, placed, settled, stack_padded
 from cl_lib.training import callbacks as watching
 from cl_lib.training import evaluation, growth
 from cl_lib.training.batch import Samples
 from cl_lib.training.callbacks import Moment
+from cl_lib.training.capture import Recorder
 from cl_lib.training.loop import Loop
 from cl_lib.training.networks import Networks
 from cl_lib.training.options import DTYPES, Options
 from cl_lib.training.progress import Progress
 from cl_lib.training.records import Records, bytes_of
 from cl_lib.training.request import (
+    KINDS,
     Execution,
     check_seeds,
     check_stream,
@@ -89,18 +91,20 @@ class Learner:
             raise InputError("patience needs images to watch: make the stream with validation=0.1, say.")
         half = self.options.dtype == "bfloat16"
         self.dtype = torch.float32 if half else DTYPES[self.options.dtype]
-        self.capture = self.device.type == "cuda" if capture is None else capture
+        self.capture = KINDS[self.device.type] if capture is None else capture
         self.progress = Progress(self.method.key, stream, self.options.rounds, progress, self.seeds, self.options.steps)
 
         self.rows = Rows(self.stream, self.options.loss_over, self.device)
         keep = self.options.optimizer_state == "keep" or not stream.boundaries
-        self.networks = Networks(self._models(), self.device, self.dtype, half, keep)
+        self.networks = Networks(self._models(), self.device, self.dtype, half, keep, self.capture)
         stacked = self._stackable(seeds_at_once)
         self.seeds_at_once = seeds_at_once or (len(self.seeds) if stacked and self.device.type == "cuda" else 1)
         self.generators = {
-            purpose: [generator(s, purpose, "cpu" if purpose == "order" else self.device) for s in self.seeds]
-            for purpose in ("order", "augment", "method")
+            purpose: [generator(s, purpose) for s in self.seeds] for purpose in ("order", "augment", "method")
         }
+        self.keys, self.counts = {}, Bag()
+        self.recorder = Recorder(self.device) if self.capture else None
+        self.begun: set[int] = set()
         self.done = self.met = 0
         self.on_step = None
         self.active = list(range(len(self.seeds)))
@@ -141,6 +145,8 @@ class Learner:
     def rebuild(self, module, tensors: dict[str, Tensor]) -> None:
         """Another network for every seed: its code, and all its parameters and buffers ``[S, …]`` by name."""
         self.networks.put(module, tensors)
+        if self.recorder is not None:
+            self.recorder.clear()
 
     def _models(self) -> list:
         return [initial_network(self.method, self.stream, self.options, seed).to(self.device) for seed in self.seeds]
@@ -208,7 +214,8 @@ class Learner:
         # a seed that was dropped keeps its place in the stack, with somebody else's state
         some = next(iter(new.values()))
         each = [new.get(position, some) for position in range(len(self.seeds))]
-        self.state = pytree.tree_map(lambda *ts: stack_padded([t.detach() for t in ts]), *each)
+        state = pytree.tree_map(lambda *ts: stack_padded([t.detach() for t in ts]), *each)
+        self.state = settled(self.state, state) if self.capture else state
 
     def train(
         self,
@@ -252,7 +259,7 @@ class Learner:
                 torch.manual_seed(generator(self.seeds[group[0]], f"global {self.met}").initial_seed())
                 Loop(
                     self, self.method, self.networks, self.state, samples, group, options, epochs,
-                    Told(self, tasks[-1], options, recorded, steps), accuracy, stop, self.capture,
+                    Told(self, tasks[-1], options, recorded, steps), accuracy, self.begun, stop, self.recorder,
                 ).run()  # fmt: skip
 
     # --- tasks that were not known ------------------------------------------------------------------------
@@ -285,14 +292,25 @@ class Learner:
         return self.rows.of(tasks, seen)
 
     def random(self, positions=None, purpose: str = "method") -> list[torch.Generator]:
-        """A method's random numbers, one generator for each of the seeds at ``positions`` (None: all).
+        """A method's random numbers, one generator on the CPU for each of the seeds at ``positions`` (None: all).
 
-        Another ``purpose`` gives others. They are kept with the learner's state.
+        They are for what happens once in a while; a step draws by :meth:`draws`, for all seeds at once. Another
+        ``purpose`` gives others. They are kept with the learner's state.
         """
         if purpose not in self.generators:
-            self.generators[purpose] = [generator(s, purpose, self.device) for s in self.seeds]
+            self.generators[purpose] = [generator(s, purpose) for s in self.seeds]
         every = self.generators[purpose]
         return every if positions is None else [every[i] for i in positions]
+
+    def draws(self, positions, purpose: str = "method") -> Draws:
+        """A method's random numbers for a step of the seeds at ``positions``, all at once and on the device.
+
+        Another ``purpose`` gives others. How often each seed has drawn is kept with the learner's state.
+        """
+        if purpose not in self.keys:
+            self.keys[purpose] = keys(self.seeds, purpose, self.device)
+            self.counts.setdefault(purpose, torch.zeros_like(self.keys[purpose]))
+        return Draws(self.keys[purpose], self.counts[purpose], positions)
 
     def example(self) -> tuple[Tensor, Tensor]:
         """One training sample as the network meets it, and its output row: the shapes and types of a buffer."""
@@ -323,8 +341,9 @@ class Learner:
         augment = self.stream.augment
         if augment is None:
             return x
-        draws = [augment.draw(x.shape[1], self.generators["augment"][i]) for i in positions]
-        return augment.apply(x, torch.stack(draws))
+        if augment.on_host:
+            return augment.apply(x, augment.draw(self.random(positions, "augment")))
+        return augment.apply(x, augment.draw(x.shape[1], self.draws(positions, "augment")))
 
     # --- testing -----------------------------------------------------------------------------------------
 
@@ -397,7 +416,7 @@ class Learner:
     def _kept(self) -> Bag:
         """What a result holds beside the weights, on the host."""
         kept = self.state_dict()
-        kept = Bag({name: kept[name] for name in ("state", "random", "active", "moments") if name in kept})
+        kept = Bag({name: kept[name] for name in ("state", "random", "counts", "active", "moments") if name in kept})
         mean, std = self.stream.normalisation
         each = lambda t: t.expand(len(self.seeds), *t.shape).contiguous()
         kept.normalise = Bag(mean=each(mean), std=each(std))
@@ -413,6 +432,7 @@ class Learner:
         active = torch.zeros(len(self.seeds), dtype=torch.bool)
         active[self.active] = True
         tensors = Bag(params=Bag(self.params), buffers=Bag(self.buffers), state=self.state, random=Bag(random))
+        tensors.counts = self.counts
         if self.networks.moments:
             tensors.moments = self.networks.moments
         return Bag(
@@ -432,8 +452,11 @@ class Learner:
         for purpose, states in kept.random.items():
             for g, state in zip(self.random(purpose=purpose), states, strict=True):
                 g.set_state(state.cpu().clone())
+        for purpose, counts in kept.get("counts", Bag()).items():
+            self.draws((0,), purpose).counts.copy_(counts)
         if self.networks.moments is not None:
             self.networks.moments = placed(kept.get("moments", Bag()), self.device)
         self.records.load_state_dict(kept.records)
         self.active = kept.active.nonzero().flatten().tolist()
         self.done = self.met = int(kept.done)
+        self.begun = set(range(len(self.seeds))) if self.done else set()

@@ -9,7 +9,7 @@ from torch.utils import _pytree as pytree
 
 from cl_lib.errors import InputError
 from cl_lib.nets.net import Net, head_of
-from cl_lib.seeds import Bag, take
+from cl_lib.seeds import Bag, settled, take
 
 
 class Networks:
@@ -23,10 +23,21 @@ class Networks:
         half: whether forward passes run in bfloat16 under autocast.
         keep: whether what the optimiser knows of each parameter is kept from one training to the next, in ``moments``,
             ``[S, …]`` by name and parameter; None where it is not.
+        settle: whether tensors of another network take the places of the present ones, where they are alike.
     """
 
-    def __init__(self, models, device: torch.device, dtype: torch.dtype, half: bool = False, keep: bool = False):
-        self.device, self.dtype, self.half = device, dtype, half
+    def __init__(
+        self,
+        models,
+        device: torch.device,
+        dtype: torch.dtype,
+        half: bool = False,
+        keep: bool = False,
+        settle: bool = False,
+    ):
+        self.device, self.dtype, self.half, self.settle = device, dtype, half, settle
+        self.params: dict[str, Tensor] = {}
+        self.buffers: dict[str, Tensor] = {}
         self.moments: Bag | None = Bag() if keep else None
         self.place(models)
 
@@ -42,11 +53,16 @@ class Networks:
         trained = {k for k, p in module.named_parameters() if p.requires_grad}
         cast = lambda t: t.to(self.dtype) if t.is_floating_point() else t
         placed = {k: cast(t.detach().to(self.device)) for k, t in tensors.items()}
+        if self.settle:
+            placed = settled(Bag(self.params | self.buffers), Bag(placed))
+        before = self.params
         self.params = {k: t for k, t in placed.items() if k in trained}
         self.buffers = {k: t for k, t in placed.items() if k not in trained}
-        seeds = range(len(next(iter(placed.values()))))
         if self.moments is not None:
             self.moments = Bag()
+        if before and all(before.get(k) is t for k, t in self.params.items()):
+            return  # the leaves lie where they lay
+        seeds = range(len(next(iter(placed.values()))))
         self.leaves = [{k: p[i].detach().requires_grad_() for k, p in self.params.items()} for i in seeds]
 
     def remember(self, optimizer, group: tuple[int, ...]) -> None:
@@ -54,7 +70,8 @@ class Networks:
         for key, known in self.moments.items():
             for name, t in known.items():
                 for i in group:
-                    optimizer.state[self.leaves[i][name]][key] = t[i].clone()
+                    own = optimizer.state[self.leaves[i][name]]
+                    own[key] = own[key].copy_(t[i]) if key in own else t[i].clone()
 
     def keep(self, optimizer, group: tuple[int, ...]) -> None:
         """Keep what an optimiser knows, ``[S, …]``."""
@@ -81,9 +98,9 @@ class Networks:
     def copy_of(self, group: tuple[int, ...]) -> tuple[dict, dict]:
         return pytree.tree_map(torch.clone, self.of(group))
 
-    def finite(self, position: int) -> bool:
-        """Whether every parameter of a seed is a number."""
-        return all(leaf.isfinite().all() for leaf in self.leaves[position].values())
+    def finite(self) -> list[bool]:
+        """Whether every parameter of each seed is a number."""
+        return torch.stack([p.isfinite().flatten(1).all(1) for p in self.params.values()]).all(0).tolist()
 
 
 def with_rows(module: nn.Module, tensors: dict[str, Tensor], more: int, generators: list) -> tuple[nn.Module, dict]:
@@ -111,7 +128,7 @@ def with_rows(module: nn.Module, tensors: dict[str, Tensor], more: int, generato
     for part in ("weight", "bias")[: 1 + (head.bias is not None)]:
         full = f"{name}.{part}".lstrip(".")
         old = tensors[full]
-        drawn = [torch.rand(more, *old.shape[2:], generator=g, device=g.device) for g in generators]
+        drawn = [torch.rand(more, *old.shape[2:], generator=g) for g in generators]
         new = ((2 * torch.stack(drawn) - 1) * reach).to(old)
         tensors[full] = torch.cat([old, new], 1)
     return module, tensors

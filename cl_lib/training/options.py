@@ -157,10 +157,20 @@ class Options:
         """
         if callable(self.optimizer):
             return _usable(self.optimizer(parameters))
-        parameters, of = self.grouped(parameters, names), parameters
-        lr = torch.tensor(self.lr, device=of[0].device) if capturable else self.lr
         more = {"momentum": self.momentum} if self.optimizer == "sgd" else {"fused": True}
-        return OPTIMIZERS[self.optimizer](parameters, lr=lr, weight_decay=self.weight_decay, **more)
+        if capturable:
+            more |= {"fused": True} if self.optimizer == "sgd" else {"capturable": True}
+        made = OPTIMIZERS[self.optimizer](
+            self.grouped(parameters, names), lr=self.lr, weight_decay=self.weight_decay, **more
+        )
+        if capturable:
+            for group in made.param_groups:  # a rate that a schedule can change where a recorded step reads it
+                group["lr"] = torch.tensor(group["lr"], dtype=torch.float32, device=group["params"][0].device)
+        return made
+
+    def optimizer_kind(self) -> tuple:
+        """What two trainings have in common whose optimisers differ in what they know and in their rates alone."""
+        return self.optimizer, self.momentum, self.weight_decay, self.clip, repr(self.groups)
 
     def make_schedule(self, optimizer, length: int):
         """The schedule, stepped once an epoch or after every step, ``length`` times in all; or None."""

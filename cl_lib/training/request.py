@@ -19,6 +19,7 @@ from cl_lib.nets import networks
 from cl_lib.seeds import generator
 from cl_lib.training.options import A_RUN, Options
 
+KINDS = {"cpu": False, "cuda": True}  # of devices, and whether steps can be recorded there
 MOST_SEEDS = 10**6  # more are a slip of the keyboard
 
 
@@ -156,7 +157,7 @@ class Execution:
     def __post_init__(self):
         check_fields(self, A_RUN)
         place = self.place
-        if plain(self.capture) and place.type != "cuda":
+        if plain(self.capture) and not KINDS[place.type]:
             raise InputError(f"capture=True records CUDA graphs, and this run is on {place}: leave it out.")
 
     @property
@@ -187,7 +188,7 @@ def pick_device(device) -> torch.device:
         device = torch.device(device)
     except (RuntimeError, TypeError):
         raise InputError(f"device={device!r} is not a device: use auto, cpu, cuda or cuda:1.") from None
-    if device.type not in ("cpu", "cuda"):
+    if device.type not in KINDS:
         raise InputError(f"device={device} is none that cl_lib computes on: use auto, cpu, cuda or cuda:1.")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise InputError(f"device={device} is not at hand: this machine or this build of torch has no CUDA. Use cpu.")

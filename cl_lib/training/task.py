@@ -32,8 +32,7 @@ class Task:
         """The same samples as a buffer keeps them, see :meth:`~cl_lib.training.learner.Learner.sample`, ``[n, …]``."""
         index = self.learner.stream.indices(self.seed, self.index, part)
         if count is not None and count < len(index):
-            g = self.generator
-            index = index[torch.randperm(len(index), generator=g, device=g.device)[:count].to(index.device)]
+            index = index[torch.randperm(len(index), generator=self.generator)[:count].to(index.device)]
         return self.learner.sample(self.position, self.index, index, part)
 
     def seen(self, samples: Bag) -> Tensor:

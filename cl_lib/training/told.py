@@ -15,6 +15,11 @@ class Told:
         self.learner, self.task, self.options, self.recorded = learner, task, options, recorded
         self.planned, self.steps = planned, 0
 
+    @property
+    def looks(self) -> bool:
+        """Whether somebody looks at more of a step than its loss."""
+        return self.learner.on_step is not None or bool(self.learner.callbacks)
+
     def step(self, batch, loss: Tensor) -> None:
         learner = self.learner
         self.steps += 1

@@ -79,21 +79,9 @@ class Apprentice:
 
     def train(self, tasks, epochs: int, stop=None, cut: float = 1.0, joined=None, patience=None, recorded=False):
         """Epochs of training in which only what may change does; returns the last epoch's running accuracy."""
-        options, names = self.learner.options, list(self.params)
-        masks = self.masks()
-        kept = [(n, m, self.params[n].clone()) for n, m in masks.items() if not m.all()]
-
-        def guarded(leaves):
-            optimizer = options.make_optimizer(leaves, self.learner.capture, names)
-            if not isinstance(optimizer, torch.optim.Optimizer):
-                raise InputError(f"Eidetic learning writes back after each step of a torch.optim.Optimizer, which a "
-                                 f"{type(optimizer).__name__} is not: give such an optimizer.")  # fmt: skip
-            for group in optimizer.param_groups:
-                group["lr"] = group["lr"] * cut
-            held = [(leaves[names.index(n)].detach(), mask, old) for n, mask, old in kept]
-            optimizer.register_step_post_hook(lambda *_: put_back(held))
-            return optimizer
-
+        held = {
+            name: Bag(mask=mask, old=self.params[name].clone()) for name, mask in self.masks().items() if not mask.all()
+        }
         samples = lambda t: len(self.learner.stream.indices(self.learner.seeds[self.position], t))
         count = int(joined.count[self.position]) if joined else sum(map(samples, tasks))
         accuracy = 0.0
@@ -105,16 +93,14 @@ class Apprentice:
             self.epochs += 1
             return stop(accuracy, epoch) if stop else False
 
-        for name, layer in self.module.network.named_modules():
-            if isinstance(layer, HeldNorm):
-                layer.holding = bool(self.buffers[f"network.{name}.held"].any())
+        layers = [(n, layer) for n, layer in self.module.network.named_modules() if isinstance(layer, HeldNorm)]
+        for name, layer in layers:
+            layer.holding = bool(self.buffers[f"network.{name}.held"].any())
+        shared = Bag(held=Bag(held), routing=self.routing, holding=[layer.holding for _, layer in layers])
         self.state["right"].zero_()
         self.learner.train(
             list(tasks), epochs, joined=joined, alone=joined is not None, positions=[self.position], stop=enough,
-            recorded=recorded, shared=Bag(routing=True) if self.routing else None,
-            options=dataclasses.replace(
-                options, optimizer=guarded, groups=None, momentum=0.0, weight_decay=0.0, patience=patience
-            ),
+            recorded=recorded, shared=shared, options=slower(self.learner.options, cut, patience),
         )  # fmt: skip
         return accuracy
 
@@ -185,7 +171,7 @@ class Apprentice:
         if method.score == "taylor":
             return ownership.lowest_of_all(self.taylor(), allowed, method.step)
         if method.score == "random":
-            score = torch.rand(len(allowed), generator=self.generator, device=allowed.device)
+            score = torch.rand(len(allowed), generator=self.generator).to(allowed.device)
         else:
             score = ownership.norms(self.structure, self.params, int(method.score[1:]))
         unguarded = self.pruned if method.without == "guard" else None
@@ -194,7 +180,7 @@ class Apprentice:
     def taylor(self):
         learner, index = self.learner, self.index
         if self.method.score_samples is not None:
-            order = torch.randperm(len(index), generator=self.generator, device=self.generator.device)
+            order = torch.randperm(len(index), generator=self.generator)
             index = index[order[: self.method.score_samples].to(index.device)]
         net, rows = Net(self.module, self.params, self.buffers, training=False), self.module.heads[self.task]
         place, total = self.buffers["place"][self.task], 0.0
@@ -250,7 +236,7 @@ class Apprentice:
     def keep(self) -> Bag:
         """Store some samples of this task; returns all that are stored."""
         learner, n = self.learner, self.method.router_samples
-        order = torch.randperm(len(self.index), generator=self.generator, device=self.generator.device)
+        order = torch.randperm(len(self.index), generator=self.generator)
         chosen = self.index[order[:n].to(self.index.device)]
         start = int(learner.state.count[self.position])
         for name, values in learner.sample(self.position, self.task, chosen).items():
@@ -309,7 +295,19 @@ def improve(learner, task: int, position: int = 0) -> dict:
     return {"rows": rows, **old}
 
 
-@torch.no_grad()
-def put_back(held: list) -> None:
-    for leaf, mask, old in held:
-        torch.where(mask, leaf, old, out=leaf)
+def slower(options, cut: float, patience: int | None):
+    """The run's options with learning rates ``cut`` times as large."""
+    if cut == 1:
+        return dataclasses.replace(options, patience=patience)
+    if callable(options.optimizer):
+
+        def optimizer(parameters):
+            made = options.optimizer(parameters)
+            for group in made.param_groups:
+                group["lr"] = group["lr"] * cut
+            return made
+
+        return dataclasses.replace(options, optimizer=optimizer, patience=patience)
+    rates = lambda own: {name: value * cut if name == "lr" else value for name, value in own.items()}
+    groups = options.groups and {pattern: rates(own) for pattern, own in options.groups.items()}
+    return dataclasses.replace(options, lr=options.lr * cut, groups=groups, patience=patience)

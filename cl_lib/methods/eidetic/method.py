@@ -15,7 +15,7 @@ from cl_lib.methods.eidetic.ownership import FREE, Owned
 from cl_lib.nets import recurrent
 from cl_lib.nets.losses import cross_entropy, masked
 from cl_lib.nets.net import head_of
-from cl_lib.seeds import Bag
+from cl_lib.seeds import Bag, take
 
 PositiveShare = Annotated[float, Bound(0, 1, open_low=True)]
 RULES = ("persistence", "resistance", "statistics", "guard")
@@ -73,6 +73,7 @@ class Eidetic(Method):
     without: Literal[RULES] | None = None  # "persistence", "resistance", "statistics" or "guard"
 
     family = "architecture"
+    recordable = True
     stacked = False
     helps = {"class": {}}
     citation = "Dronen & Balestriero, 2025, arXiv:2502.09500; Golkar et al., 2019, arXiv:1903.04476 (the sparsity)"
@@ -114,7 +115,8 @@ class Eidetic(Method):
     # --- one model ---------------------------------------------------------------------------------------
 
     def task(self, net, batch):
-        if batch.get("routing"):
+        _ = batch.holding  # which layers hold their statistics decides what is computed, so it is read here
+        if batch.routing:
             features = net.features(batch.x) if self.router == "free" else penultimate(net, batch.x)
             scores, answer = route(net, features), batch.task
             rows = torch.arange(scores.shape[-1], device=scores.device) <= batch.task_index
@@ -142,6 +144,9 @@ class Eidetic(Method):
 
     def after_step(self, learner, batch, state):
         state.right += batch.out.right
+        for name, held in batch.held.items():
+            own = take(learner.params[name], batch.positions)
+            own.copy_(torch.where(held.mask, own, held.old))
 
     def fit(self, learner, task):
         for position in list(learner.active):

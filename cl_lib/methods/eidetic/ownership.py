@@ -133,7 +133,7 @@ def recycle(structure: Structure, params: dict, buffers: dict, free: Tensor, gen
         for part in ("weight", "bias"):
             if part in own:
                 t = own[part]
-                new = torch.rand(t.shape, generator=generator, device=t.device, dtype=t.dtype)
+                new = torch.rand(t.shape, generator=generator, dtype=t.dtype).to(t.device)
                 t[rows] = (2 * new[rows] - 1) * reach
 
 

@@ -69,6 +69,7 @@ class ReCL(Wrapper):
     study: str | None = None
 
     family = "replay"
+    recordable = True
     scenarios = ("domain", "class")
     neutral = {"samples": 0}
     citation = "Janetzky, Schlagenhauf & Feuerriegel, 2024, arXiv:2411.06916; Haim et al., 2022; Buzaglo et al., 2023"
@@ -121,7 +122,7 @@ class ReCL(Wrapper):
         x = like.new_zeros(len(learner.seeds), self.samples, *like.shape)
         if self.source == "noise":
             for i in learner.active:
-                x[i] = torch.randn(x[i].shape, generator=generators[i], device=x.device).mul_(0.3).clamp_(-1, 1)
+                x[i] = torch.randn(x[i].shape, generator=generators[i]).mul_(0.3).clamp_(-1, 1)
             return Bag(x=x, y=y.expand(len(x), -1))
         at_once = learner.seeds_at_once if self.strategy == "naive" else 1  # each seed has settings of its own
         for begin in range(0, len(learner.active), at_once):
@@ -142,7 +143,8 @@ class ReCL(Wrapper):
             for i, state in zip(group, states, strict=True):
                 (g,) = learner.random((i,), purpose="recl")
                 g.set_state(state)
-                drawn.append(reconstruction.start(self.samples, learner.stream.shape, settings.spread, g, dtype))
+                own = reconstruction.start(self.samples, learner.stream.shape, settings.spread, g, dtype)
+                drawn.append([t.to(learner.device) for t in own])
             x, coefficients = (torch.stack(parts) for parts in zip(*drawn, strict=True))
             report = lambda step, loss: learner.report(task, "reconstruction", step, self.iterations, loss)
             return reconstruction.search(*networks, x, coefficients, y, rows, settings, report)

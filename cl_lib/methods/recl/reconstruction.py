@@ -172,9 +172,8 @@ def labels(m: int, rows: Tensor) -> Tensor:
 
 def start(m: int, shape: tuple[int, ...], spread: float, generator: torch.Generator, dtype) -> tuple[Tensor, Tensor]:
     """Candidates ``[m, …]`` ~ σ_x N(0, 1) and coefficients ``[m]`` ~ U(0, 1) of one network."""
-    device = generator.device
-    x = spread * torch.randn(m, *shape, generator=generator, device=device, dtype=torch.float64)
-    return x.to(dtype), torch.rand(m, generator=generator, device=device, dtype=torch.float64).to(dtype)
+    x = spread * torch.randn(m, *shape, generator=generator, dtype=torch.float64)
+    return x.to(dtype), torch.rand(m, generator=generator, dtype=torch.float64).to(dtype)
 
 
 def search(
