@@ -54,7 +54,7 @@ class There(torch.Tensor):
 
 
 class Device(TorchDispatchMode):
-    """Carries out what is asked of its tensors, counts ``waits`` by operation and line, and writes a tape for a graph."""
+    """Carries out what is asked of its tensors, counts ``waits`` by operation and line, writes a tape for a graph."""
 
     def __init__(self):
         super().__init__()
@@ -79,7 +79,9 @@ class Device(TorchDispatchMode):
         if torch.Tag.inplace_view in op.tags and there:
             with modes.no_dispatch():
                 op(*args, **kwargs)
-        as_host = lambda v: v.host if isinstance(v, There) else torch.device("cpu") if isinstance(v, torch.device) else v
+        as_host = lambda v: (
+            v.host if isinstance(v, There) else torch.device("cpu") if isinstance(v, torch.device) else v
+        )
         own_args, own_kwargs = pytree.tree_unflatten([as_host(v) for v in flat], spec)
         if self.tape is not None:
             self._remember(op, own_args, own_kwargs)

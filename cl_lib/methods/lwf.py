@@ -65,7 +65,7 @@ class LwF(Method):
         return net.snapshot() if task.index > 0 else state
 
     def fit(self, learner, task):
-        if task > 0:
+        if task > 0 and self.warmup:
             learner.train([task], self.warmup, recorded=False, shared=Bag(warming=True))
         learner.train([task])
 

@@ -31,7 +31,7 @@ def one(batch, learner):
     """A batch of a learner with one seed, as a hook for one model meets it."""
     shared = {"old", "seen", "present", "rows", "heads", "apart", "task_index", "epoch", "seeds"}
     strip = lambda v: Bag({k: strip(w) for k, w in v.items()}) if isinstance(v, Bag) else v[0]
-    whole = lambda k, v: v is None or (k in shared and not (k == "rows" and v.dim() == 3))
+    whole = lambda k, v: v is None or isinstance(v, bool) or (k in shared and not (k == "rows" and v.dim() == 3))
     return Bag({k: v if whole(k, v) else strip(v) for k, v in batch.items() if k != "out"}, out=Bag())
 
 
@@ -571,6 +571,61 @@ def test_dgr_dreams_lie_in_the_range_of_the_inputs():
         assert batch.dreams.shape == (8, 64) and batch.dreams.min() >= 0 and batch.dreams.max() <= 1
     torch.testing.assert_close(learner.state.low.item(), x.min().item())
     torch.testing.assert_close((learner.state.low + learner.state.span).item(), x.max().item())
+
+
+def test_dgr_strength_scales_the_loss_on_dreams():
+    learner = Learner("dgr", stream(), **SMALL, **FAST)
+    learner.learn()
+    (batch, before), *_ = batches(learner)
+    net = learner.net().replace(before.params, before.buffers)
+    held = Bag({k: v[0] for k, v in learner.state.items() if k in ("low", "span")}, teacher=net.snapshot())
+    weak, strong = (make("dgr", strength=s, **SMALL) for s in (1.0, 3.0))
+    torch.testing.assert_close(strong.penalty(net, batch, held), 3 * weak.penalty(net, batch, held))
+    torch.testing.assert_close(strong.task(net, batch), weak.task(net, batch))
+    assert make("dgr", strength=0.0).penalty(net, batch, held) == 0
+
+
+@pytest.mark.parametrize("scenario", ["class", "task"])
+def test_dgr_dreams_a_batch_of_each_old_task(scenario):
+    """In task-incremental learning each head is given its own."""
+    learner = Learner("dgr", stream(scenario), per_task=True, replay_batch=5, temperature=1.0, **SMALL, **FAST)
+    learner.learn(), learner.learn()
+    teacher = learner.net().snapshot()
+    held = Bag({k: v[0] for k, v in learner.state.items() if k in ("low", "span")}, teacher=teacher)
+    for batch, before in batches(learner)[:3]:
+        assert batch.dreams.shape == (10, 64)
+        net = learner.net().replace(before.params, before.buffers)
+        x = held.low + held.span * batch.dreams.view(10, 1, 8, 8)
+        z, q = net(x), net.frozen(teacher)(x)
+        if scenario == "class":
+            expected = F.cross_entropy(z[:, :6], F.pad(q[:, :4].softmax(1), (0, 2)))
+        else:
+            heads = ((slice(0, 5), slice(0, 2)), (slice(5, 10), slice(2, 4)))
+            expected = sum(F.cross_entropy(z[part, h], q[part, h].softmax(1)) for part, h in heads) / 2
+        torch.testing.assert_close(learner.method.penalty(net, batch, held), 2 / 3 * expected)
+
+
+@pytest.mark.parametrize("how", [{}, {"optimizer": "adam", "optimizer_state": "keep"}, {"weight_decay": 0.1}])
+def test_dgr_generator_after_the_classifier_learns_as_long_and_leaves_it_alone(how):
+    source = stream()
+    after = Learner("dgr", source, generator="after", **SMALL, **FAST, **how)
+    beside, plain = Learner("dgr", source, **SMALL, **FAST, **how), Learner("finetune", source, **FAST, **how)
+    seen, copies = [], lambda tree: {k: t.clone() for k, t in tree.items()}
+    note = lambda learner, b: seen.append(("dreaming" in b, copies(learner.params), copies(learner.state.generator)))
+    after.learn(on_step=note), beside.learn(), plain.learn()
+    half = len(seen) // 2
+    assert [dreaming for dreaming, *_ in seen] == [False] * half + [True] * half
+    for (_, params, _), (_, _, weights) in zip(seen[half:], seen[:half], strict=True):
+        assert all(torch.equal(params[k], seen[half - 1][1][k]) for k in params)  # the classifier stays
+        assert all(torch.equal(weights[k], seen[0][2][k]) for k in weights)  # the generator waits
+    assert not torch.equal(seen[-1][2]["decoder.0.weight"], seen[0][2]["decoder.0.weight"])
+    assert all(torch.equal(after.params[k], plain.params[k]) for k in plain.params)
+    assert torch.equal(after.state.steps, beside.state.steps) and (after.state.steps == half).all()
+    assert after.result().losses.shape == beside.result().losses.shape
+    after.learn(), beside.learn()  # the second task, with moments kept
+    with pytest.raises(cl_lib.InputError, match="loop of its own"):
+        make("dgr", generator="after") + ER()
+    make("dgr") + ER()
 
 
 def test_dgr_refuses():
