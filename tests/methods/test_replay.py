@@ -634,6 +634,73 @@ def test_dgr_refuses():
             Learner("dgr", stream(), **wrong, **FAST)
 
 
+@pytest.mark.parametrize("key", ["dgr", "lwf"])
+def test_a_teacher_answers_in_evaluation_mode(key):
+    """By the statistics that it was tested with, not by those of the batch."""
+    norm = lambda: torch.nn.Sequential(
+        torch.nn.Flatten(), torch.nn.Linear(64, 9), torch.nn.BatchNorm1d(9), torch.nn.Tanh(), torch.nn.Linear(9, 10)
+    )
+    more = SMALL if key == "dgr" else {}
+    learner = Learner(key, stream(), network=norm, **more, **FAST)
+    learner.learn()
+    teacher = learner.net().snapshot()
+    module = copy.deepcopy(learner.module).eval()
+    torch.func.functional_call(module, {**teacher.params, **teacher.buffers}, torch.randn(1, 1, 8, 8))
+    (batch, before), *_ = batches(learner)
+    net = learner.net(training=True).replace(before.params, copy.deepcopy(before.buffers))
+    x, state = batch.x, teacher
+    if key == "dgr":
+        state = Bag({k: learner.state[k][0] for k in ("low", "span")}, teacher=teacher)
+        x = state.low + state.span * batch.dreams.view(8, 1, 8, 8)
+    q = torch.func.functional_call(module, {**teacher.params, **teacher.buffers}, x)[:, :2].detach()
+    own = net.replace(buffers=copy.deepcopy(before.buffers))(x)
+    if key == "dgr":
+        expected = F.cross_entropy(own[:, :4], F.pad(q.softmax(1), (0, 2))) / 2
+    else:
+        kl = F.kl_div((own[:, :2] / 2).log_softmax(1), (q / 2).softmax(1), reduction="batchmean")
+        expected = 4 * kl
+    torch.testing.assert_close(learner.method.penalty(net, batch, state), expected)
+
+
+# --- what is stored, and what counts of it ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("key", ["er", "er_ace", "mir", "der", "derpp", "agem", "gem", "gdumb"])
+def test_what_is_stored_are_the_images_of_the_data_set(key):
+    """Neither normalised nor augmented: they are drawn anew whenever they are replayed."""
+    learner = Learner(key, stream(augment=True), memory=40, **FAST)
+    for _ in range(2):
+        learner.learn()
+    if key == "gem":
+        kept = torch.cat(
+            [ring[: int(n)] for ring, n in zip(learner.state.old.x[0], learner.state.held[0], strict=True)]
+        )
+    else:
+        kept = learner.state.buffer.x[0, : int(buffers.filled(learner.state.buffer)[0])]
+    known = {t.numpy().tobytes() for task in range(2) for t in learner.stream.images(learner.stream.indices(0, task))}
+    assert len(kept) >= 8 and all(t.numpy().tobytes() in known for t in kept)
+
+
+@pytest.mark.parametrize("scenario", ["class", "task", "domain"])
+def test_agem_reference_is_over_the_rows_that_count(scenario):
+    learner = Learner("agem", stream(scenario), memory=50, **FAST | {"dtype": "float64"})
+    learner.learn(), learner.learn()
+    (batch, before), *_ = batches(learner)
+    params = {k: p.clone().requires_grad_() for k, p in before.params.items()}
+    net, replay = learner.net().replace(params, before.buffers), batch.replay
+    z, y = net(replay.x), replay.y
+    if scenario == "task":
+        first = (y < 2)[:, None]
+        z, y = torch.where(first, z[:, :2], z[:, 2:4]), y % 2
+    loss = F.cross_entropy(z[:, : {"class": 6, "task": 2, "domain": 10}[scenario]], y)
+    reference = dict(zip(params, torch.autograd.grad(loss, list(params.values())), strict=True))
+    against = {k: torch.randn_like(g) * 1e-3 - g for k, g in reference.items()}
+    found = learner.method.direct(against, net.replace({k: p.detach() for k, p in params.items()}), batch, Bag())
+    dot = lambda a, b: sum((a[k] * b[k]).sum() for k in a)
+    expected = {k: g - dot(against, reference) / dot(reference, reference) * reference[k] for k, g in against.items()}
+    close(found, expected)
+
+
 # --- what a hook left for after_step ---------------------------------------------------------------------
 
 
