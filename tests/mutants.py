@@ -41,12 +41,12 @@ ASIDE = {"warn", "suggest", "InputError", "warn_unless_plain", "warn_if_small", 
 
 
 class Watch:
-    """A pytest plugin: under ``coverage`` each test is a context of its own; its seconds are kept."""
+    """A pytest plugin: under ``coverage`` each test is a context of its own; who passes, its seconds are kept."""
 
     def __init__(self):
         import coverage
 
-        self.coverage, self.seconds = coverage.Coverage.current(), {}
+        self.coverage, self.seconds, self.failed = coverage.Coverage.current(), {}, set()
 
     @pytest.hookimpl(hookwrapper=True)
     def pytest_runtest_protocol(self, item):
@@ -54,7 +54,12 @@ class Watch:
         self.coverage.switch_context(item.nodeid)
         yield
         self.coverage.switch_context("")
-        self.seconds[item.nodeid] = round(time.monotonic() - start, 2)
+        if item.nodeid not in self.failed:
+            self.seconds[item.nodeid] = round(time.monotonic() - start, 2)
+
+    def pytest_runtest_logreport(self, report):
+        if report.failed:
+            self.failed.add(report.nodeid)
 
 
 def watch(folders: list[str]) -> None:
@@ -69,8 +74,10 @@ def watch(folders: list[str]) -> None:
     data, lines = measured.get_data(), {}
     for file in data.measured_files():
         found = data.contexts_by_lineno(file)
-        lines[str(Path(file).relative_to(HERE))] = {n: sorted(filter(None, c)) for n, c in found.items()}
+        lines[str(Path(file).relative_to(HERE))] = {n: sorted(own.seconds.keys() & {*c}) for n, c in found.items()}
     KEPT.write_text(json.dumps({"seconds": own.seconds, "lines": lines}))
+    if own.failed:
+        print(f"{len(own.failed)} tests fail without any mutant and are left out.", file=sys.stderr)
 
 
 # --- mutants ----------------------------------------------------------------------------------------------
@@ -170,13 +177,17 @@ def attempt(tree: Path, tests: list[str], seconds: float) -> str:
     """
     child = os.fork()
     if not child:
-        os.setsid()
-        with open(os.devnull, "w") as nowhere:
-            os.dup2(nowhere.fileno(), 1), os.dup2(nowhere.fileno(), 2)
-        os.chdir(tree)
-        sys.path[:0] = [str(tree), str(tree / "tests")]
-        sys.dont_write_bytecode = True
-        os._exit(int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", *tests])))
+        status = 1
+        try:
+            os.setsid()
+            with open(os.devnull, "w") as nowhere:
+                os.dup2(nowhere.fileno(), 1), os.dup2(nowhere.fileno(), 2)
+            os.chdir(tree)
+            sys.path[:0] = [str(tree), str(tree / "tests")]
+            sys.dont_write_bytecode = True
+            status = int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", *tests]))
+        finally:
+            os._exit(status)  # whatever happens: what is the parent's is not to be tidied away here
     end = time.monotonic() + 5 * seconds + 30
     while time.monotonic() < end:
         done, status = os.waitpid(child, os.WNOHANG)
