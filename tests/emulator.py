@@ -54,7 +54,7 @@ class There(torch.Tensor):
 
 
 class Device(TorchDispatchMode):
-    """Carries out what is asked of its tensors, counts ``waits`` by operation and line, writes a tape for a graph."""
+    """Carries out what is asked of its tensors, counts ``waits`` by operation and line, writes tapes."""
 
     def __init__(self):
         super().__init__()
@@ -97,7 +97,9 @@ class Device(TorchDispatchMode):
     def _remember(self, op, args, kwargs) -> None:
         """What an operation is about to overwrite: recording a graph computes nothing."""
         for i, argument in enumerate(op._schema.arguments):
-            if argument.alias_info is not None and argument.alias_info.is_write:
+            writes = argument.alias_info is not None and argument.alias_info.is_write
+            # these write although their schemas do not say so
+            if writes or (argument.name.startswith("running_") and "batch_norm" in op._schema.name):
                 value = args[i] if i < len(args) else kwargs.get(argument.name)
                 self.undo += [(t.detach(), t.clone()) for t in pytree.tree_leaves(value) if isinstance(t, torch.Tensor)]
 

@@ -6,6 +6,7 @@ from torch import nn
 
 import cl_lib
 from cl_lib.nets.net import Net
+from cl_lib.seeds import Draws, keys
 
 QUICK = {"epochs": 1, "batch_size": 8, "hidden": (16,), "lr": 0.02, "progress": False}
 TWICE = QUICK | {"epochs": 2}
@@ -18,6 +19,11 @@ def stream(scenario="class", **options):
 
 def rng(seed=0):
     return torch.Generator().manual_seed(seed)
+
+
+def draws(*seeds):
+    """Random numbers of some seeds as a step draws them."""
+    return Draws(keys(seeds, "test", "cpu"), torch.zeros(len(seeds), dtype=torch.int64), tuple(range(len(seeds))))
 
 
 def random(*size, seed=0):

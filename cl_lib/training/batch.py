@@ -107,7 +107,7 @@ class Samples:
         return self.epochs * self.steps(position) if self.budget is None else self.budget
 
     def batches(self, epoch: int, running: tuple[int, ...]) -> Iterator[tuple[tuple[int, ...], Batch]]:
-        """One epoch: the positions that step together, and their batch."""
+        """One epoch: the positions that step together, and their batch, which :meth:`fill` completes."""
         self.shared.epoch = epoch
         for group, plan in self._plans(epoch, running):
             yield group, self._batch(group, plan)
@@ -169,28 +169,36 @@ class Samples:
         return order[:wanted]
 
     def _batch(self, group: tuple[int, ...], plan: Bag) -> Batch:
-        joined, dtype = self.joined, self.networks.dtype
+        """What the host and the order decide of a batch; :meth:`fill` adds the samples themselves."""
+        return self.shared.copy(**plan, positions=group)
+
+    @property
+    def recordable(self) -> bool:
+        """Whether :meth:`fill` may be part of a recorded step: what was joined lies elsewhere in every training."""
+        return self.joined is None and not (self.stream.augment and self.stream.augment.on_host)
+
+    def fill(self, batch: Batch) -> None:
+        """Put the samples into a batch that says which: inputs and output rows, and the rows that count for each."""
+        group, joined, dtype = batch.positions, self.joined, self.networks.dtype
         if joined is not None:
-            own_x, own_y = take((joined.x, joined.y), group)
-            row, extra = torch.arange(len(group), device=own_y.device)[:, None], plan.extra.clamp(min=0)
-            own_x, own_y = own_x[row, extra].to(dtype), own_y[row, extra]
+            (own_x, own_y), extra = take((joined.x, joined.y), group), batch.pop("extra")
+            row = torch.arange(len(group), device=own_y.device)[:, None]
+            own_x, own_y = (t[row, extra.clamp(min=0)] for t in (own_x.to(dtype), own_y))
         if self.alone:
             x = raw = images = own_x
             y = own_y
         else:
-            seeds, task = [self.seeds[i] for i in group], plan.task if len(self.tasks) > 1 else self.tasks[0]
-            images, y = self.stream.images(plan.index), self.stream.answers(seeds, plan.index, task)
-            raw = self.stream.seen(images, seeds, plan.index, task).to(dtype)
+            seeds = [self.seeds[i] for i in group]
+            # a view of one task is quicker where it is told which
+            task = batch.task if len(self.tasks) > 1 or "task" not in self.stream.view.needs else batch.task_index
+            images, y = self.stream.images(batch.index), self.stream.answers(seeds, batch.index, batch.task)
+            raw = self.stream.seen(images, seeds, batch.index, task).to(dtype)
             x = self.augmented(raw, group)
         if joined is not None and not self.alone:
-            own = plan.extra >= 0
+            own = extra >= 0
             image = own.view(*own.shape, *[1] * (x.dim() - 2))
             x, raw = (torch.where(image, own_x, t) for t in (x, raw))
             y = torch.where(own, own_y, y)
-        samples = {"x": x, "raw": raw, "images": images, "index": plan.index, "y": y, "task": plan.task}
-        batch = self.shared.copy(**samples, progress=plan.progress, positions=group)
-        if joined is not None:
-            batch.real = plan.real
+        batch.update(x=x, raw=raw, images=images, y=y)
         if self.rows_differ:
-            batch.rows = self.rows.owners[plan.task]
-        return batch
+            batch.rows = self.rows.owners[batch.task]

@@ -58,7 +58,6 @@ class Loop:
         self.accuracy, self.begun, self.stop, self.recorder = accuracy, begun, stop, recorder
         #: whose recordings may be used again: those of the same seeds under an optimiser that is made alike
         self.who = self.running, object() if callable(options.optimizer) else options.optimizer_kind()
-        self.stages = self._stages()
         self.optimizer = self._make_optimizer()
         if networks.moments is not None:
             networks.remember(self.optimizer, group)
@@ -105,6 +104,7 @@ class Loop:
         method, augment = self.method, self.learner.stream.augment
         hooks = method.records() and not (augment and augment.on_host)
         stages = [
+            (self.samples.recordable, self.samples.fill, True),
             (hooks, self._before, method.has("before_step")),
             (True, self._learn, True),
             (not callable(self.options.optimizer), self._descend, True),
@@ -116,15 +116,12 @@ class Loop:
     def _step(self, group: tuple[int, ...], batch: Batch) -> Tensor:
         """One step of the seeds in ``group``; returns their losses ``[G]``, still on the device."""
         batch.begun = self.begun.issuperset(group)
-        for number, (may, stages) in enumerate(self.stages):
-            if self.recorder is None or not may:
+        if self.recorder is None:
+            for _, stages in self._stages():
                 for stage in stages:
                     stage(batch)
-                continue
-            last = number + 1 == len(self.stages)
-            step = functools.partial(_through, stages, ("loss",) if last and not self.told.looks else None)
-            made = self.recorder(self.who, (group, number), batch, step)
-            batch.update(pytree.tree_map_only(Tensor, torch.clone, made) if last else made)
+        else:
+            self._record(group, batch)
         self.begun.update(group)
         loss = batch.pop("loss")
         if self.schedule is not None and self.samples.budget is not None:
@@ -133,6 +130,19 @@ class Loop:
                 self.schedule.step()  # when all seeds have taken this step
         self.told.step(batch, loss)
         return loss
+
+    def _record(self, group: tuple[int, ...], batch: Batch) -> None:
+        """The stages of a step, those that may be recorded as CUDA graphs."""
+        every = self._stages()
+        for number, (may, stages) in enumerate(every):
+            if not may:
+                for stage in stages:
+                    stage(batch)
+                continue
+            last = number + 1 == len(every)
+            step = functools.partial(_through, stages, ("loss",) if last and not self.told.looks else None)
+            made = self.recorder(self.who, (group, number), batch, step)
+            batch.update(pytree.tree_map_only(Tensor, torch.clone, made) if last else made)
 
     def _before(self, batch: Batch) -> None:
         self._hook(self.method.before_step, batch)
@@ -245,7 +255,7 @@ def _through(stages: list[Callable[[Batch], None]], wanted: tuple[str, ...] | No
     for stage in stages:
         stage(batch)
     made = {name: value for name, value in batch.items() if before.get(name) is not value}
-    return Bag(made if wanted is None else {name: made[name] for name in wanted})
+    return Bag({name: value for name, value in made.items() if wanted is None or name in wanted})
 
 
 def clip_norm(grads: dict, bound: float) -> dict:

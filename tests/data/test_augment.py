@@ -18,6 +18,8 @@ from cl_lib.data.augment import Augment, Transform
 from cl_lib.data.streams import split
 from cl_lib.errors import InputError
 
+from helpers import draws
+
 
 def numbers(seed):
     return torch.Generator().manual_seed(seed)
@@ -47,14 +49,14 @@ def one_by_one(x, draws, crop, fill):
 def test_equals_the_definition_pixel_by_pixel(crop, flip, channels, height, width, seed):
     x, fill = torch.rand(4, channels, height, width, generator=numbers(seed)), torch.rand(channels, 1, 1)
     augment = Augment(crop, flip, fill)
-    draws = augment.draw(4, numbers(seed))
-    assert torch.equal(augment.apply(x, draws), one_by_one(x, draws, crop, fill))
+    drawn = augment.draw(4, draws(seed))[0]
+    assert torch.equal(augment.apply(x, drawn), one_by_one(x, drawn, crop, fill))
 
 
 def test_no_crop_and_no_flip_is_the_image_itself():
     x = torch.rand(8, 3, 5, 5)
     augment = Augment(crop=0, flip=False)
-    assert torch.equal(augment.apply(x, augment.draw(8, numbers(0))), x)
+    assert torch.equal(augment.apply(x, augment.draw(8, draws(0))), x)
 
 
 def test_the_middle_window_is_the_image_itself():
@@ -63,20 +65,20 @@ def test_the_middle_window_is_the_image_itself():
 
 
 def test_draws_are_uniform_over_their_range():
-    draws = Augment(crop=1).draw(30_000, numbers(0))
-    assert draws.shape == (30_000, 3)
-    for column, n in zip(draws.T, (3, 3, 2), strict=True):
+    drawn = Augment(crop=1).draw(30_000, draws(0))
+    assert drawn.shape == (1, 30_000, 3)
+    for column, n in zip(drawn[0].T, (3, 3, 2), strict=True):
         share = torch.bincount(column, minlength=n) / len(column)
         assert (share - 1 / n).abs().max() < 0.01
 
 
 def test_seeds_are_changed_together_as_one_by_one():
     x, augment = torch.rand(3, 5, 2, 6, 6), Augment(crop=2)
-    draws = torch.stack([augment.draw(5, numbers(s)) for s in range(3)])
-    together = augment.apply(x, draws)
+    drawn = augment.draw(5, draws(0, 1, 2))
+    together = augment.apply(x, drawn)
     for s in range(3):
-        assert torch.equal(together[s], augment.apply(x[s], draws[s]))
-        assert torch.equal(draws[s], augment.draw(5, numbers(s)))
+        assert torch.equal(together[s], augment.apply(x[s], drawn[s]))
+        assert torch.equal(drawn[s], augment.draw(5, draws(s))[0])
 
 
 def test_the_given_images_stay_as_they_are():
@@ -116,36 +118,32 @@ MAKES = {
 every_transform = pytest.mark.parametrize("make", MAKES.values(), ids=MAKES)
 
 
-def draws(transform, n, seeds):
-    return torch.stack([transform.draw(n, numbers(s)) for s in seeds])
-
-
 @every_transform
 def test_a_transform_is_called_on_each_seeds_batch(make):
     transform, x = Transform(make()), torch.rand(3, 5, 2, 6, 6)
-    drawn = draws(transform, 5, range(3))
-    assert drawn.shape == (3, 5, 1) and drawn.dtype == torch.int64
+    drawn = transform.draw([numbers(s) for s in range(3)])
     together = transform.apply(x, drawn)
     for s in range(3):
-        assert torch.equal(transform.apply(x[s], drawn[s]), together[s])
-        torch.manual_seed(int(drawn[s, 0]))
+        assert transform.draw([numbers(s)]) == drawn[s : s + 1]
+        assert torch.equal(transform.apply(x[s : s + 1], drawn[s : s + 1])[0], together[s])
+        torch.manual_seed(drawn[s])
         assert torch.equal(make()(x[s]), together[s])
 
 
 def test_a_transform_draws_anew_at_each_step_and_apart_for_each_seed():
     transform, x, random = Transform(noisy), torch.zeros(2, 4, 1, 3, 3), numbers(0)
-    first, second = (transform.apply(x[0], transform.draw(4, random)) for _ in range(2))
+    first, second = (transform.apply(x[:1], transform.draw([random])) for _ in range(2))
     assert not torch.equal(first, second)
-    one, other = transform.apply(x, draws(transform, 4, (0, 1)))
-    assert torch.equal(one, first) and not torch.equal(other, first)
+    one, other = transform.apply(x, transform.draw([numbers(0), numbers(1)]))
+    assert torch.equal(one, first[0]) and not torch.equal(other, first[0])
 
 
 @every_transform
 def test_the_global_generator_and_the_given_images_stay_as_they_are(make):
-    transform, x = Transform(make()), torch.rand(4, 1, 6, 6)
+    transform, x = Transform(make()), torch.rand(1, 4, 1, 6, 6)
     before, state = x.clone(), torch.get_rng_state()
-    transform.apply(x, transform.draw(4, numbers(0)))
-    Transform(lambda x: x.zero_()).apply(x, transform.draw(4, numbers(0)))
+    transform.apply(x, transform.draw([numbers(0)]))
+    Transform(lambda x: x.zero_()).apply(x, transform.draw([numbers(0)]))
     assert torch.equal(x, before) and torch.equal(torch.get_rng_state(), state)
 
 
@@ -163,7 +161,7 @@ def test_the_global_generator_and_the_given_images_stay_as_they_are(make):
 def test_what_a_transform_may_not_give_back(function, found):
     transform = Transform(function)
     with pytest.raises(InputError, match=rf"The transform .* made .*{found}.*its own kind, here torch.float32 \[4, 1"):
-        transform.apply(torch.rand(4, 1, 6, 6), transform.draw(4, numbers(0)))
+        transform.apply(torch.rand(1, 4, 1, 6, 6), transform.draw([numbers(0)]))
 
 
 def test_a_transform_is_known_by_its_code():

@@ -8,16 +8,16 @@ from cl_lib import InputError
 from cl_lib.replay import buffers
 from cl_lib.seeds import Bag
 
-from helpers import rng
+from helpers import draws, rng
 
 
 def filled(capacity, items, batch, seed, first=0):
     """A one-seed reservoir that was offered the numbers first … first+items−1, and those it holds."""
     buffer = buffers.empty(capacity, 1, torch.zeros(2), y=torch.tensor(0))
-    g = rng(seed)
+    random = draws(seed)
     for start in range(0, items, batch):
         y = torch.arange(start, min(start + batch, items)) + first
-        buffers.reservoir_insert(buffer, [g], x=torch.stack([y, -y], -1)[None].float(), y=y[None])
+        buffers.reservoir_insert(buffer, random, x=torch.stack([y, -y], -1)[None].float(), y=y[None])
     return buffer
 
 
@@ -43,15 +43,12 @@ def test_reservoir_keeps_every_item_equally_often(batch):
     """The mean rate is M/N for the two off-by-one variants too: compare the first M items with the rest."""
     M, N, runs = 5, 20, 6000 if batch > 1 else 3000
     counts = torch.zeros(N)
-    g = rng(1)
-    for _ in range(runs):
-        slots = torch.full((M,), -1)
-        for start in range(0, N, batch):
-            items = torch.arange(start, min(start + batch, N))
-            where = buffers.reservoir_slots(start, len(items), M, g)
-            keep = where < M
-            slots[where[keep]] = items[keep]
-        counts[slots] += 1
+    buffer = buffers.empty(M, runs, torch.zeros(0), y=torch.tensor(0))  # every run is a seed
+    random = draws(*range(runs))
+    for start in range(0, N, batch):
+        y = torch.arange(start, min(start + batch, N)).expand(runs, -1)
+        buffers.reservoir_insert(buffer, random, x=torch.zeros(*y.shape, 0), y=y)
+    counts += torch.bincount(buffer.y[:, :M].flatten(), minlength=N)
     assert stats.chisquare(counts.numpy()).pvalue > 1e-3
     first, rest = counts[:M].sum() / (M * runs), counts[M:].sum() / ((N - M) * runs)
     expected = M / N
@@ -61,19 +58,37 @@ def test_reservoir_keeps_every_item_equally_often(batch):
 
 
 def test_the_later_of_two_items_in_one_slot_stays():
-    for seed in range(200):
-        slots = buffers.reservoir_slots(3, 30, 3, rng(seed))
+    drawn = draws(*range(200)).uniform(30)
+    of_all = buffers.reservoir_slots(torch.full((200,), 3), torch.ones(200, 30, dtype=torch.bool), 3, drawn)
+    for slots, own in zip(of_all, drawn, strict=True):
         kept = slots[slots < 3]
         assert len(kept) == len(kept.unique())
-        drawn = torch.rand(30, generator=rng(seed), dtype=torch.float64) * torch.arange(4, 34)
+        wanted = (own * torch.arange(4, 34)).long()
         for slot in kept.unique():
-            assert (slots == slot).nonzero().max() == (drawn.long() == slot).nonzero().max()
+            assert (slots == slot).nonzero().max() == (wanted == slot).nonzero().max()
+
+
+@given(
+    seen=st.integers(0, 9), capacity=st.integers(0, 6), offered=st.lists(st.booleans(), min_size=1, max_size=12),
+    seed=st.integers(0, 9),
+)  # fmt: skip
+def test_slots_are_algorithm_r_one_sample_after_the_other(seen, capacity, offered, seed):
+    drawn = draws(seed).uniform(len(offered))
+    slots = buffers.reservoir_slots(torch.tensor([seen]), torch.tensor([offered]), capacity, drawn)[0].tolist()
+    held, n = {}, seen
+    for i, (own, u) in enumerate(zip(offered, drawn[0].tolist(), strict=True)):
+        if own:
+            slot = n if n < capacity else int(u * (n + 1))
+            if slot < capacity:
+                held[slot] = i
+            n += 1
+    assert {slot: i for i, slot in enumerate(slots) if slot < capacity} == held
 
 
 @given(items=st.integers(0, 20), count=st.integers(1, 15), capacity=st.integers(1, 12), seed=st.integers(0, 9))
 @settings(max_examples=60, deadline=None)
 def test_draw_is_without_replacement_and_of_fixed_shape(items, count, capacity, seed):
-    drawn = buffers.draw(buffer := filled(capacity, items, 4, seed), count, [rng(seed)])
+    drawn = buffers.draw(buffer := filled(capacity, items, 4, seed), count, draws(seed))
     if items == 0:
         assert drawn is None
         return
@@ -85,24 +100,24 @@ def test_draw_is_without_replacement_and_of_fixed_shape(items, count, capacity, 
 
 def test_draw_is_uniform():
     buffer = filled(10, 10, 5, 0)
-    g, counts = rng(3), torch.zeros(10)
+    random, counts = draws(3), torch.zeros(10)
     for _ in range(2000):
-        counts[buffers.draw(buffer, 3, [g]).y[0]] += 1
+        counts[buffers.draw(buffer, 3, random).y[0]] += 1
     assert stats.chisquare(counts.numpy()).pvalue > 1e-3
 
 
 def test_seeds_do_not_see_each_other():
     both = buffers.empty(4, 2, torch.zeros(1), y=torch.tensor(0))
-    gs = [rng(0), rng(1)]
+    random = draws(0, 1)
     for start in range(0, 30, 5):
         y = torch.arange(start, start + 5)
-        buffers.reservoir_insert(both, gs, x=y.expand(2, 5)[..., None].float(), y=y.expand(2, 5))
+        buffers.reservoir_insert(both, random, x=y.expand(2, 5)[..., None].float(), y=y.expand(2, 5))
     for s in range(2):
         alone = buffers.empty(4, 1, torch.zeros(1), y=torch.tensor(0))
-        g = rng(s)
+        random = draws(s)
         for start in range(0, 30, 5):
             y = torch.arange(start, start + 5)
-            buffers.reservoir_insert(alone, [g], x=y[None, :, None].float(), y=y[None])
+            buffers.reservoir_insert(alone, random, x=y[None, :, None].float(), y=y[None])
         torch.testing.assert_close(both.y[s, :4], alone.y[0, :4])
 
 
@@ -138,3 +153,11 @@ def test_what_cannot_be_kept():
 def test_size_counts_the_rows_that_can_be_read():
     buffer = buffers.empty(10, 3, torch.zeros(1, 8, 8), y=torch.tensor(0))
     assert buffers.size(buffer) == 10 * (64 * 4 + 8)
+
+
+def test_a_draw_among_some_rows_takes_each_of_them_before_any_twice():
+    buffer = filled(8, 8, 4, 0)
+    among = torch.tensor([[False, True, True, False, True, False, False, False, False]])
+    y = buffers.draw(buffer, 7, draws(1), among).y[0].tolist()
+    there = buffer.y[0, [1, 2, 4]].tolist()
+    assert set(y) == set(there) and sorted(y[:3]) == sorted(y[3:6]) == sorted(there) and y[6] == y[0]

@@ -10,7 +10,6 @@ import cl_lib
 from cl_lib import Learner, run
 from cl_lib.methods._base import REGISTERED, Method
 from cl_lib.seeds import Bag, generator
-from cl_lib.training.capture import Captured
 from cl_lib.training.request import check_seeds
 
 from helpers import TWICE, stream
@@ -366,27 +365,3 @@ def test_a_last_step_that_breaks_the_network_is_noticed():
 def test_cuda_that_is_not_there_is_refused():
     with pytest.raises(cl_lib.InputError, match="no CUDA"):
         run("finetune", stream(), device="cuda")
-
-
-def test_warm_up_of_a_capture_leaves_no_trace():
-    w = torch.ones(3, requires_grad=True)
-    optimizer = torch.optim.SGD([w], lr=0.1, momentum=0.9)
-
-    def step(batch):
-        w.grad = 2 * (w.detach() - batch.x)
-        optimizer.step()
-        return (w - batch.x).square().sum().detach()
-
-    captured = Captured(step, optimizer, lambda: [w])
-    before = [(t, t.detach().clone()) for t in captured._all_state()]
-    for _ in range(3):
-        step(Bag(x=torch.zeros(3)))
-    captured._put_back(before)
-    torch.testing.assert_close(w.detach(), torch.ones(3))
-    fresh = torch.ones(3, requires_grad=True)
-    other = torch.optim.SGD([fresh], lr=0.1, momentum=0.9)
-    for _ in range(3):
-        step(Bag(x=torch.full((3,), 2.0)))
-        fresh.grad = 2 * (fresh.detach() - 2)
-        other.step()
-    torch.testing.assert_close(w, fresh)
