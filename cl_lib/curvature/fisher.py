@@ -15,7 +15,7 @@ from cl_lib.errors import InputError, suggest
 from cl_lib.nets.losses import cross_entropy, masked
 from cl_lib.nets.net import Net
 
-KINDS = ("exact", "sampled", "empirical")
+KINDS = ("exact", "sampled", "predicted", "empirical")
 
 
 def diagonal(
@@ -35,6 +35,7 @@ def diagonal(
 
     - ``"exact"``: p_c(x_n), the Fisher information itself; a backward pass for each class;
     - ``"sampled"``: 1 for one label drawn from p(x_n), else 0; its mean over draws is the exact one;
+    - ``"predicted"``: 1 for the label that p(x_n) finds most likely, as in van de Ven & Tolias's code;
     - ``"empirical"``: 1 for the data's label y_n, else 0; not a Fisher information, but common.
 
     The square is of single samples' gradients. That of a batch's mean gradient is another, smaller thing.
@@ -47,7 +48,7 @@ def diagonal(
         net: the model, at the parameters where F is wanted.
         x: samples [N, …].
         rows: boolean mask [C] or [N, C] of the output rows that count; None counts all.
-        kind: "exact", "sampled" or "empirical".
+        kind: "exact", "sampled", "predicted" or "empirical".
         y: the labels' output rows [N]; only "empirical" uses them.
         generator: draws the labels of "sampled"; None is torch's global one.
         chunk: samples at a time; None chooses by memory. The result does not depend on it.
@@ -184,6 +185,9 @@ def _labels(net, x, rows, kind, y, generator, parts):
     if kind == "empirical":
         return [(y, torch.ones_like(y))]
     p = probabilities(net, x, rows, parts)
+    if kind == "predicted":
+        y = p.argmax(-1)
+        return [(y, torch.ones_like(y))]
     return _every_label(p) if kind == "exact" else [_drawn_label(p, generator)]
 
 

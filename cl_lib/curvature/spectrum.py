@@ -37,7 +37,7 @@ def roots(
               R_n R_n^\top = \operatorname{diag} p_n - p_n p_n^\top
               \quad\text{or}\quad (p_n - e_{y_n})(p_n - e_{y_n})^\top
 
-    for the exact Fisher, or the sampled and the empirical one. The exact R_n has at most C − 1 columns, the rank
+    for the exact Fisher, or one of those of a single label. The exact R_n has at most C − 1 columns, the rank
     of what it is the root of. Arguments as in ``fisher.diagonal``.
     """
     fisher.check_kind(kind, labelled=y is not None)
@@ -45,7 +45,8 @@ def roots(
     rows = None if rows is None else rows.expand(len(x), -1)
     p = fisher.probabilities(net, x, rows, layerwise.parts(x, 256))
     if kind != "exact":
-        y = fisher.draw_labels(net, x, rows, generator) if kind == "sampled" else y
+        draw = {"sampled": lambda: fisher.draw_labels(net, x, rows, generator), "predicted": lambda: p.argmax(-1)}
+        y = draw[kind]() if kind in draw else y
         return (p - torch.nn.functional.one_hot(y, p.shape[-1]))[..., None]
     q = p.double()
     μ, U = torch.linalg.eigh(torch.diag_embed(q) - q[:, :, None] * q[:, None, :])

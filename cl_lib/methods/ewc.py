@@ -27,14 +27,15 @@ class EWC(Anchored):
 
     Where papers and code disagree: the ½ is Kirkpatrick's (Mammoth and Avalanche leave it out: our λ
     is twice theirs); F is a mean over samples, per sample, never the square of a batch gradient (Avalanche);
-    the Fisher is exact by default (van de Ven, 2025, compares the kinds).
+    the Fisher is exact by default (van de Ven, 2025, compares the kinds), of the ``"predicted"`` label alone in van de
+    Ven & Tolias's code and in Hsu et al.'s.
 
     Cost: one pass over ``fisher_samples`` samples at the end of a task, two vectors of the parameters' size.
     """
 
     strength: NonNegative = 100.0  # λ
     decay: Share | None = None  # γ: None keeps every task's anchor, a number is online EWC
-    fisher: Literal["exact", "sampled", "empirical"] = "exact"
+    fisher: Literal["exact", "sampled", "predicted", "empirical"] = "exact"
     fisher_samples: Count | None = 1000  # None: all samples of the task
     discount_newest: bool = False
 

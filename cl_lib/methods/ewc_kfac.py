@@ -41,7 +41,7 @@ class KFACEWC(Anchored, key="ewc_kfac"):
 
     strength: NonNegative = 1.0  # λ
     decay: Share = 1.0  # γ
-    fisher: Literal["exact", "sampled", "empirical"] = "exact"
+    fisher: Literal["exact", "sampled", "predicted", "empirical"] = "exact"
     fisher_samples: Count | None = 1000  # None: all samples of the task
     tasks: Literal["nearest", "add", "list"] = "nearest"
 

@@ -37,7 +37,7 @@ class TopKEWC(Anchored, key="ewc_topk"):
     k: Natural = 20  # K, directions kept
     remainder: bool = True
     decay: Share = 1.0  # γ
-    fisher: Literal["exact", "sampled", "empirical"] = "exact"
+    fisher: Literal["exact", "sampled", "predicted", "empirical"] = "exact"
     fisher_samples: Count | None = 1000  # None: all samples of the task
 
     citation = "the CL tutorial's top-k projection; Kirkpatrick et al., 2017, PNAS 114: 3521–3526"

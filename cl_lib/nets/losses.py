@@ -38,6 +38,7 @@ def distillation(
     rows: Tensor | Sequence[Tensor | range] | None = None,
     temperature: float = 2.0,
     form: str = "kl",
+    counted: Tensor | None = None,
 ) -> Tensor:
     r"""Keep the teacher's soft outputs: for q = softmax(teacher/τ), p = softmax(logits/τ), the batch mean of
 
@@ -53,7 +54,12 @@ def distillation(
             a softmax of its own then, and the terms are summed (task-incremental learning).
         temperature: τ.
         form: "kl" or "ce".
+        counted: more rows [C] that p, not q, is a softmax over: where the teacher's targets are zero.
     """
+    if counted is not None:
+        each = rows if isinstance(rows, Sequence) and not isinstance(rows, range) else [rows]
+        parts = (_padded(logits, teacher, head, counted, temperature, form) for head in each)
+        return sum(parts, logits.new_zeros(()))
     if isinstance(rows, Sequence) and not isinstance(rows, range):
         heads = (distillation(logits, teacher, head, temperature, form) for head in rows)
         return sum(heads, logits.new_zeros(()))
@@ -62,6 +68,20 @@ def distillation(
         return distillation(logits[:, head], teacher[:, head], None, temperature, form)
     log_q = F.log_softmax(masked(teacher.detach() / temperature, rows), -1)
     log_p = F.log_softmax(masked(logits / temperature, rows), -1)
+    return _divergence(log_q, log_p, temperature, form)
+
+
+def _padded(logits, teacher, rows, counted, temperature, form) -> Tensor:
+    """Distillation of the rows of one softmax, which for the student has others too."""
+    if isinstance(rows, range):
+        number = torch.arange(logits.shape[-1], device=logits.device)
+        rows = (number >= rows.start) & (number < rows.stop)
+    log_q = F.log_softmax(masked(teacher.detach() / temperature, rows), -1)
+    log_p = F.log_softmax(masked(logits / temperature, counted | rows), -1)
+    return _divergence(log_q, log_p, temperature, form)
+
+
+def _divergence(log_q, log_p, temperature: float, form: str) -> Tensor:
     if form == "kl":
         return temperature**2 * (log_q.exp() * (log_q - log_p)).sum(-1).mean()
     if form == "ce":

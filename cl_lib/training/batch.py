@@ -137,17 +137,23 @@ class Samples:
         for number in range(math.ceil(order.shape[1] / size)):
             start = number * size
             left = {j: max(0, min(size, len(own) - start)) for j, own in enumerate(orders)}
-            for some in alike(left):
+            first = {j for j in left if self._first_pass(running[j], epoch, number)}
+            for some in (tuple(sorted(s)) for g in alike(left) for s in (first & {*g}, {*g} - first) if s):
+                self.shared.first_pass = some[0] in first
                 group, own = tuple(running[j] for j in some), place(some, device)
                 plan = Bag({k: t[own, start : start + left[some[0]]] for k, t in whole.items()})
                 if self.budget is None:
                     plan.progress = (epoch + number / self.per_epoch[at][own]) / self.epochs
-                    self.shared.first_pass = epoch == 0
                 else:
                     step = epoch * CHUNK + number
                     plan.progress = torch.full((len(group),), step / self.budget, device=device)
-                    self.shared.first_pass = all((step + 1) * size <= max(size, self.lengths[i]) for i in group)
                 yield group, plan
+
+    def _first_pass(self, position: int, epoch: int, number: int) -> bool:
+        """Whether the step of this number in an epoch belongs to the first pass over one seed's samples."""
+        if self.budget is None:
+            return epoch == 0
+        return (epoch * CHUNK + number + 1) * self.size <= max(self.size, self.lengths[position])
 
     def _order(self, position: int, epoch: int) -> torch.Tensor:
         """Which samples of its pool one seed meets in an epoch, one after the other."""

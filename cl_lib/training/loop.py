@@ -62,6 +62,7 @@ class Loop:
         if networks.moments is not None:
             networks.remember(self.optimizer, group)
         self.schedule = options.make_schedule(self.optimizer, samples.budget or epochs)
+        self.waiting = 0  # seeds that have not taken the present step
         self.best: dict = {}
 
     def _make_optimizer(self) -> torch.optim.Optimizer:
@@ -124,7 +125,9 @@ class Loop:
         self.begun.update(group)
         loss = batch.pop("loss")
         if self.schedule is not None and self.samples.budget is not None:
-            self.schedule.step()  # all seeds take this step
+            self.waiting = (self.waiting or len(self.running)) - len(group)
+            if not self.waiting:
+                self.schedule.step()  # when all seeds have taken this step
         self.told.step(batch, loss)
         return loss
 

@@ -92,7 +92,8 @@ def loop(net, x, rows=None, kind="exact", y=None):
     for n in range(len(x)):
         counts = rows if rows is None or rows.dim() == 1 else rows[n]
         log_p = masked(net(x[n : n + 1]), counts).log_softmax(-1)[0]
-        labels = {"exact": range(len(log_p)), "empirical": [y[n]] if y is not None else []}[kind]
+        given = [y[n]] if y is not None else []
+        labels = {"exact": range(len(log_p)), "empirical": given, "predicted": [log_p.argmax()]}[kind]
         for c in labels:
             if counts is None or counts[c]:
                 gradient = torch.autograd.grad(log_p[c], list(net.params.values()), retain_graph=True)
@@ -118,6 +119,7 @@ def test_equal_to_the_loop(network, rows):
     y = torch.tensor([0, 2, 3])  # rows that count in every mask
     assert_same(fisher.diagonal(net, x, rows), loop(net, x, rows))
     assert_same(fisher.diagonal(net, x, rows, "empirical", y), loop(net, x, rows, "empirical", y))
+    assert_same(fisher.diagonal(net, x, rows, "predicted", y), loop(net, x, rows, "predicted"))
 
 
 @pytest.mark.parametrize("network", BY_LAYER | BY_SAMPLE)

@@ -10,7 +10,7 @@ from cl_lib.errors import InputError
 from cl_lib.nets.net import Net
 from cl_lib.nets.vectors import vector
 
-KINDS = ("exact", "sampled", "empirical")
+KINDS = ("exact", "sampled", "predicted", "empirical")
 C = 3
 
 
@@ -57,7 +57,10 @@ def dense(net, x, kind, y, rows=None, generator=None):
         log_p = (z if rows is None else z[rows]).log_softmax(-1)
         labels = list(range(C)) if rows is None else rows.nonzero().flatten().tolist()
         for i, c in enumerate(labels):
-            weight = log_p[i].exp().item() if kind == "exact" else float(drawn[n] == c)
+            if kind == "exact":
+                weight = log_p[i].exp().item()
+            else:
+                weight = float(i == log_p.argmax() if kind == "predicted" else drawn[n] == c)
             gs = torch.autograd.grad(log_p[i], [net.params[k] for k in names], retain_graph=True, allow_unused=True)
             g = torch.cat([g.flatten() for g in gs])
             F += weight * torch.outer(g, g) / len(x)

@@ -17,6 +17,7 @@ from cl_lib.methods.eidetic.widening import widen
 from cl_lib.nets import networks
 from cl_lib.nets.net import Net
 from cl_lib.nets.recurrent import Recurrent, swap
+from cl_lib.seeds import Bag
 from cl_lib.training import evaluation
 from cl_lib.training.checkpoint import load_checkpoint, save_checkpoint
 
@@ -504,6 +505,90 @@ def test_disjoint_networks_share_nothing_but_the_input():
         own.learn()
     assert np.all(np.array(capacity(own)["shared"][1:]) > 0)
     assert (np.sum(capacity(own)["owned"], 0) + capacity(own)["free"] == [30, 30]).all()
+
+
+# --- when a task is learned, and when pruning ends --------------------------------------------------------
+
+
+def scripted(monkeypatch, accuracies, **method):
+    """One seed on its first task, whose training takes so many calls and reaches these accuracies."""
+    own = learner(**method)
+    one, left, seen = Apprentice(own.method, own, 0, 0), iter(accuracies), []
+
+    def train(tasks, epochs, stop=None, cut=1.0, **_):
+        accuracy = next(left)
+        seen.append(Bag(epochs=epochs, cut=cut, stops=stop(accuracy, 0) if stop else None, pruned=one.pruned.clone()))
+        return accuracy
+
+    monkeypatch.setattr(one, "train", train)
+    return one, seen
+
+
+@pytest.mark.parametrize("reached, goes_on", [(0.41, True), (0.39, False)])
+def test_tolerance_is_a_share_of_the_best_accuracy(monkeypatch, reached, goes_on):
+    """Of 0.5 a fifth may be lost: 0.4 is the border, where 0.3 would be that of an absolute tolerance."""
+    one, seen = scripted(monkeypatch, [reached, 0.0], tolerance=0.2, step=0.2)
+    weights = {k: p.clone() for k, p in one.params.items()}
+    one.prune(0.5)
+    assert len(seen) == 1 + goes_on and seen[0].stops == goes_on
+    kept = seen[0].pruned if goes_on else torch.zeros_like(one.pruned)
+    assert torch.equal(one.pruned, kept)  # the step that lost too much is taken back
+    assert goes_on or all(torch.equal(p, weights[k]) for k, p in one.params.items())
+
+
+def test_the_best_accuracy_may_rise_while_pruning(monkeypatch):
+    one, seen = scripted(monkeypatch, [0.8, 0.5], tolerance=0.2, step=0.2)
+    one.prune(0.5)  # 0.5 is more than 0.8 of 0.5, but not of 0.8
+    assert len(seen) == 2 and [step.stops for step in seen] == [True, False] and seen[0].pruned.any()
+    assert torch.equal(one.pruned, seen[0].pruned)
+
+
+@pytest.mark.parametrize("recovery", [1, 3])
+def test_a_pruning_step_is_followed_by_recovery_epochs_at_most(monkeypatch, recovery):
+    one, seen = scripted(monkeypatch, [0.0], recovery=recovery)
+    one.prune(0.5)
+    assert [step.epochs for step in seen] == [recovery]
+
+
+@pytest.mark.parametrize("wait, last", [(0, 2), (2, 4), (3, 5)])
+def test_a_task_is_learned_after_more_than_wait_epochs_without_a_better_accuracy(monkeypatch, wait, last):
+    own, stopped = learner(wait=wait), []
+    one = Apprentice(own.method, own, 0, 0)
+
+    def train(tasks, epochs, stop, **_):
+        assert (tasks, epochs) == ([0], RUN["epochs"])
+        stopped.extend(epoch for epoch, accuracy in enumerate([0.5, 0.6] + 8 * [0.6]) if stop(accuracy, epoch))
+
+    monkeypatch.setattr(one, "train", train)
+    assert one.converge() == 0.6 and stopped[0] == last
+
+
+def test_a_task_without_a_mistake_is_learned(monkeypatch):
+    own, stopped = learner(wait=9), []
+    one = Apprentice(own.method, own, 0, 0)
+    train = lambda tasks, epochs, stop, **_: stopped.extend(stop(accuracy, e) for e, accuracy in enumerate([0.9, 1.0]))
+    monkeypatch.setattr(one, "train", train)
+    assert one.converge() == 1.0 and stopped == [False, True]
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", lambda leaves: torch.optim.SGD(leaves, lr=0.05)])
+@pytest.mark.parametrize("cut", [1.0, 0.25])
+def test_pruning_takes_steps_of_the_cut_rate_after_one_epoch_at_it(monkeypatch, cut, optimizer):
+    own, rates = learner(rate_cut=cut, optimizer=optimizer, tolerance=0.99, recovery=2), []
+    train = own.train
+
+    def note(tasks, epochs, options, **more):
+        made = options.make_optimizer([torch.zeros(1, requires_grad=True)], False, ["w"])
+        rates.append((epochs, made.param_groups[0]["lr"]))
+        return train(tasks, epochs, options=options, **more)
+
+    monkeypatch.setattr(own, "train", note)
+    own.learn()
+    assert rates[0] == (RUN["epochs"], 0.05)
+    if cut < 1:
+        assert rates[1] == (1, pytest.approx(0.05 * cut))
+    pruning = rates[2 if cut < 1 else 1 :]
+    assert pruning and all(pair == (2, pytest.approx(0.05 * cut)) for pair in pruning)
 
 
 def test_backward_transfer_can_be_undone_bit_for_bit():

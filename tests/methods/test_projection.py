@@ -15,6 +15,7 @@ import cl_lib
 from cl_lib import Learner, run
 from cl_lib.methods import agem, gem, gpm
 from cl_lib.methods._registry import make
+from cl_lib.methods.upgd import UPGD
 from cl_lib.nets import networks
 from cl_lib.nets.net import Net
 from cl_lib.seeds import Bag
@@ -531,3 +532,69 @@ def test_upgd_memory_does_not_grow_with_the_tasks():
 def test_upgd_refuses(bad):
     with pytest.raises(cl_lib.InputError, match=next(iter(bad))):
         Learner("upgd", rotated(), **QUICK, **bad)
+
+
+# --- UPGD's second order ---------------------------------------------------------------------------------
+
+
+def batch_of(learner, n=6):
+    x, y = learner.stream.batch([0], learner.stream.indices(0, 0)[None, :n], 0)
+    return Bag(learner.masks(0), x=x[0].double(), y=y[0], task_index=0)
+
+
+def test_upgd_curvature_is_unbiased_and_exact_for_one_sign_at_a_time():
+    """v ⊙ Hv is H's diagonal and what is beside it by v_i v_j: signs of one weight alone leave the diagonal."""
+    linear = lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    learner = Learner("upgd", rotated(), second_order=True, network=linear, **QUICK | {"dtype": "float64"})
+    net, batch = learner.net(), batch_of(learner)
+    bias = net.params["1.bias"]
+    p = net(batch.x).softmax(1)
+    H = torch.diag(p.mean(0)) - p.T @ p / len(p)  # of the mean cross-entropy, in the bias
+    zeros = {k: torch.zeros_like(t) for k, t in net.params.items()}
+    found = torch.zeros_like(bias)
+    for i in range(len(bias)):
+        batch.signs = {**zeros, "1.bias": torch.eye(10, dtype=torch.double)[i]}
+        found += learner.method.curvature(net, batch)["1.bias"]
+    torch.testing.assert_close(found, H.diagonal())
+    v = random(10).sign()
+    batch.signs = {**zeros, "1.bias": v}
+    torch.testing.assert_close(learner.method.curvature(net, batch)["1.bias"], v * (H @ v))
+
+
+def test_upgd_second_order_utility_is_the_loss_that_a_weight_saves_where_it_is_quadratic():
+    class Quadratic(UPGD, registered=False):
+        def task(self, net, batch):
+            return (batch.a * net.params["w"] ** 2 + batch.b * net.params["w"]).sum()
+
+    a, b, w = random(5).abs(), random(5, seed=1), random(5, seed=2)
+    net, batch = Net(None, {"w": w}, {}), Bag(a=a, b=b, signs={"w": random(5, seed=3).sign()})
+    memory = Bag(trace=Bag(w=torch.zeros(5, dtype=torch.double)), steps=torch.zeros((), dtype=torch.double))
+    Quadratic(decay=0.0, second_order=True).direct({"w": 2 * a * w + b}, net, batch, memory)
+    torch.testing.assert_close(memory.trace["w"], 0 - (a * w**2 + b * w))  # L without the weight, less L
+
+
+@pytest.mark.parametrize("network", ["mlp", "bn"])
+def test_upgd_second_order_of_stacked_seeds_and_still_statistics(network):
+    made = "mlp" if network == "mlp" else lambda: nn.Sequential(
+        nn.Flatten(), nn.Linear(64, 9), nn.BatchNorm1d(9), nn.Tanh(), nn.Linear(9, 10)
+    )  # fmt: skip
+    how = QUICK | {"network": made, "dtype": "float64"}
+    made = lambda second, seeds, protecting: run(
+        "upgd", rotated(tasks=1), second_order=second, protecting=protecting, noise=0.0,
+        seeds=seeds, seeds_at_once=len(seeds), **how,
+    )  # fmt: skip
+    both, alone, plain, first = (
+        made(*a) for a in ((True, (0, 1), True), (True, (1,), True), (True, (0,), False), (False, (0,), False))
+    )
+    for name, w in alone.weights.items():
+        torch.testing.assert_close(both.weights[name][1], w[0])
+        assert torch.equal(plain.weights[name], first.weights[name])  # looking at the curvature moves nothing
+
+
+def test_upgd_signs_are_fair_and_new():
+    drawn = []
+    learner = Learner("upgd", rotated(), second_order=True, seeds=(0, 1), seeds_at_once=2, **QUICK)
+    learner.learn(on_step=lambda learner, batch: drawn.append(batch.signs["body.1.weight"].flatten(1)))
+    signs = torch.cat(drawn)
+    assert set(signs.unique().tolist()) == {-1.0, 1.0} and abs(float(signs.mean())) < 0.03
+    assert (torch.corrcoef(signs) - torch.eye(len(signs))).abs().max() < 0.2

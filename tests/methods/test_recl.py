@@ -279,6 +279,25 @@ def test_a_search_ends_without_improvement_and_alone_as_among_others():
         assert int((~alone.curve.isnan()).sum()) == int(ends[i])
 
 
+@pytest.mark.parametrize("inertia", [0.0, 0.7])
+def test_a_search_is_gradient_descent_with_momentum(inertia):
+    """Its losses are those of torch's own optimiser, each variable at its rate."""
+    net, (x, c), y = networks.homogeneous_mlp(SHAPE, 10, (12,), scale=0.3).double(), candidates(6), labels(6, mask(4))
+    how = Settings(iterations=8, rate=0.02, lambda_rate=0.05, inertia=inertia)
+    found = search(net, *stacked(net), x, c, y, mask(4), how)
+    x, c = (t.clone().requires_grad_() for t in (x, c))
+    groups = [{"params": [x], "lr": 0.02}, {"params": [c], "lr": 0.05}]
+    optimizer, losses = torch.optim.SGD(groups, lr=0.0, momentum=inertia), []
+    for _ in range(8):
+        fit, least, prior = loss_of(net, *stacked(net), x, c, y, mask(4), how)
+        loss = (fit + how.lambda_weight * least + prior).sum()
+        losses.append(loss.detach())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    torch.testing.assert_close(found.curve[0], torch.stack(losses))
+
+
 def test_a_search_that_diverges_keeps_its_best():
     net, (x, c) = networks.homogeneous_mlp(SHAPE, 10, (12,), scale=0.5), candidates(6, dtype=torch.float32)
     found = search(net, *stacked(net, dtype=torch.float32), x, c, labels(6, mask(4)), mask(4), Settings(rate=1e6))

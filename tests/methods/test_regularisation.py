@@ -306,6 +306,18 @@ def test_si_importance():
     )
 
 
+def test_si_clamps_each_tasks_share_and_not_their_sum():
+    """A task whose path went uphill takes nothing from what earlier ones have found."""
+    net = net_of(mlp)
+    anchor = {k: p - 0.5 for k, p in net.params.items()}
+    down = {k: 2.0 * torch.ones_like(p) for k, p in net.params.items()}
+    before = Bag(anchor=Bag(anchor), path=Bag({k: -p for k, p in down.items()}), importance=Bag(down))
+    after = make("si", damping=0.25).after_task(net, FakeTask(None), before)
+    assert all((ω == 2.0).all() for ω in after.importance.values())
+    up = make("si", damping=0.25).after_task(net, FakeTask(None), Bag(before, path=Bag(down)))
+    close(dict(up.importance), {k: 2.0 + 2.0 / (0.25 + 0.25) * torch.ones_like(p) for k, p in down.items()})
+
+
 def test_si_unused_parameters_have_no_path():
     """In task-incremental learning the heads of other tasks take no part."""
     learner, _ = follow(source=stream("task"))
@@ -534,7 +546,7 @@ def test_topk_directions_beside_the_kept_ones_are_free():
     assert method.penalty(net.replace(params=params), None, memory) < 1e-20
 
 
-@pytest.mark.parametrize("kind", ["exact", "sampled", "empirical"])
+@pytest.mark.parametrize("kind", ["exact", "sampled", "predicted", "empirical"])
 def test_topk_keeps_the_diagonal_of_the_sum(kind):
     """Directions and remainder together have the diagonal of γ F_1 + F_2, and the best rank-k part of what was kept."""
     γ, nets = 0.6, [net_of(mlp, s) for s in range(2)]

@@ -31,7 +31,7 @@ def one(batch, learner):
     """A batch of a learner with one seed, as a hook for one model meets it."""
     shared = {"old", "seen", "present", "rows", "heads", "apart", "task_index", "epoch", "seeds"}
     strip = lambda v: Bag({k: strip(w) for k, w in v.items()}) if isinstance(v, Bag) else v[0]
-    whole = lambda k, v: v is None or (k in shared and not (k == "rows" and v.dim() == 3))
+    whole = lambda k, v: v is None or isinstance(v, bool) or (k in shared and not (k == "rows" and v.dim() == 3))
     return Bag({k: v if whole(k, v) else strip(v) for k, v in batch.items() if k != "out"}, out=Bag())
 
 
@@ -573,10 +573,132 @@ def test_dgr_dreams_lie_in_the_range_of_the_inputs():
     torch.testing.assert_close((learner.state.low + learner.state.span).item(), x.max().item())
 
 
+def test_dgr_strength_scales_the_loss_on_dreams():
+    learner = Learner("dgr", stream(), **SMALL, **FAST)
+    learner.learn()
+    (batch, before), *_ = batches(learner)
+    net = learner.net().replace(before.params, before.buffers)
+    held = Bag({k: v[0] for k, v in learner.state.items() if k in ("low", "span")}, teacher=net.snapshot())
+    weak, strong = (make("dgr", strength=s, **SMALL) for s in (1.0, 3.0))
+    torch.testing.assert_close(strong.penalty(net, batch, held), 3 * weak.penalty(net, batch, held))
+    torch.testing.assert_close(strong.task(net, batch), weak.task(net, batch))
+    assert make("dgr", strength=0.0).penalty(net, batch, held) == 0
+
+
+@pytest.mark.parametrize("scenario", ["class", "task"])
+def test_dgr_dreams_a_batch_of_each_old_task(scenario):
+    """In task-incremental learning each head is given its own."""
+    learner = Learner("dgr", stream(scenario), per_task=True, replay_batch=5, temperature=1.0, **SMALL, **FAST)
+    learner.learn(), learner.learn()
+    teacher = learner.net().snapshot()
+    held = Bag({k: v[0] for k, v in learner.state.items() if k in ("low", "span")}, teacher=teacher)
+    for batch, before in batches(learner)[:3]:
+        assert batch.dreams.shape == (10, 64)
+        net = learner.net().replace(before.params, before.buffers)
+        x = held.low + held.span * batch.dreams.view(10, 1, 8, 8)
+        z, q = net(x), net.frozen(teacher)(x)
+        if scenario == "class":
+            expected = F.cross_entropy(z[:, :6], F.pad(q[:, :4].softmax(1), (0, 2)))
+        else:
+            heads = ((slice(0, 5), slice(0, 2)), (slice(5, 10), slice(2, 4)))
+            expected = sum(F.cross_entropy(z[part, h], q[part, h].softmax(1)) for part, h in heads) / 2
+        torch.testing.assert_close(learner.method.penalty(net, batch, held), 2 / 3 * expected)
+
+
+@pytest.mark.parametrize("how", [{}, {"optimizer": "adam", "optimizer_state": "keep"}, {"weight_decay": 0.1}])
+def test_dgr_generator_after_the_classifier_learns_as_long_and_leaves_it_alone(how):
+    source = stream()
+    after = Learner("dgr", source, generator="after", **SMALL, **FAST, **how)
+    beside, plain = Learner("dgr", source, **SMALL, **FAST, **how), Learner("finetune", source, **FAST, **how)
+    seen, copies = [], lambda tree: {k: t.clone() for k, t in tree.items()}
+    note = lambda learner, b: seen.append(("dreaming" in b, copies(learner.params), copies(learner.state.generator)))
+    after.learn(on_step=note), beside.learn(), plain.learn()
+    half = len(seen) // 2
+    assert [dreaming for dreaming, *_ in seen] == [False] * half + [True] * half
+    for (_, params, _), (_, _, weights) in zip(seen[half:], seen[:half], strict=True):
+        assert all(torch.equal(params[k], seen[half - 1][1][k]) for k in params)  # the classifier stays
+        assert all(torch.equal(weights[k], seen[0][2][k]) for k in weights)  # the generator waits
+    assert not torch.equal(seen[-1][2]["decoder.0.weight"], seen[0][2]["decoder.0.weight"])
+    assert all(torch.equal(after.params[k], plain.params[k]) for k in plain.params)
+    assert torch.equal(after.state.steps, beside.state.steps) and (after.state.steps == half).all()
+    assert after.result().losses.shape == beside.result().losses.shape
+    after.learn(), beside.learn()  # the second task, with moments kept
+    with pytest.raises(cl_lib.InputError, match="loop of its own"):
+        make("dgr", generator="after") + ER()
+    make("dgr") + ER()
+
+
 def test_dgr_refuses():
     for wrong in ({"width": 0}, {"latent": 0}, {"replay_batch": 0}, {"temperature": 0.0}):
         with pytest.raises(cl_lib.InputError, match=next(iter(wrong))):
             Learner("dgr", stream(), **wrong, **FAST)
+
+
+@pytest.mark.parametrize("key", ["dgr", "lwf"])
+def test_a_teacher_answers_in_evaluation_mode(key):
+    """By the statistics that it was tested with, not by those of the batch."""
+    norm = lambda: torch.nn.Sequential(
+        torch.nn.Flatten(), torch.nn.Linear(64, 9), torch.nn.BatchNorm1d(9), torch.nn.Tanh(), torch.nn.Linear(9, 10)
+    )
+    more = SMALL if key == "dgr" else {}
+    learner = Learner(key, stream(), network=norm, **more, **FAST)
+    learner.learn()
+    teacher = learner.net().snapshot()
+    module = copy.deepcopy(learner.module).eval()
+    torch.func.functional_call(module, {**teacher.params, **teacher.buffers}, torch.randn(1, 1, 8, 8))
+    (batch, before), *_ = batches(learner)
+    net = learner.net(training=True).replace(before.params, copy.deepcopy(before.buffers))
+    x, state = batch.x, teacher
+    if key == "dgr":
+        state = Bag({k: learner.state[k][0] for k in ("low", "span")}, teacher=teacher)
+        x = state.low + state.span * batch.dreams.view(8, 1, 8, 8)
+    q = torch.func.functional_call(module, {**teacher.params, **teacher.buffers}, x)[:, :2].detach()
+    own = net.replace(buffers=copy.deepcopy(before.buffers))(x)
+    if key == "dgr":
+        expected = F.cross_entropy(own[:, :4], F.pad(q.softmax(1), (0, 2))) / 2
+    else:
+        kl = F.kl_div((own[:, :2] / 2).log_softmax(1), (q / 2).softmax(1), reduction="batchmean")
+        expected = 4 * kl
+    torch.testing.assert_close(learner.method.penalty(net, batch, state), expected)
+
+
+# --- what is stored, and what counts of it ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("key", ["er", "er_ace", "mir", "der", "derpp", "agem", "gem", "gdumb"])
+def test_what_is_stored_are_the_images_of_the_data_set(key):
+    """Neither normalised nor augmented: they are drawn anew whenever they are replayed."""
+    learner = Learner(key, stream(augment=True), memory=40, **FAST)
+    for _ in range(2):
+        learner.learn()
+    if key == "gem":
+        kept = torch.cat(
+            [ring[: int(n)] for ring, n in zip(learner.state.old.x[0], learner.state.held[0], strict=True)]
+        )
+    else:
+        kept = learner.state.buffer.x[0, : int(buffers.filled(learner.state.buffer)[0])]
+    known = {t.numpy().tobytes() for task in range(2) for t in learner.stream.images(learner.stream.indices(0, task))}
+    assert len(kept) >= 8 and all(t.numpy().tobytes() in known for t in kept)
+
+
+@pytest.mark.parametrize("scenario", ["class", "task", "domain"])
+def test_agem_reference_is_over_the_rows_that_count(scenario):
+    learner = Learner("agem", stream(scenario), memory=50, **FAST | {"dtype": "float64"})
+    learner.learn(), learner.learn()
+    (batch, before), *_ = batches(learner)
+    params = {k: p.clone().requires_grad_() for k, p in before.params.items()}
+    net, replay = learner.net().replace(params, before.buffers), batch.replay
+    z, y = net(replay.x), replay.y
+    if scenario == "task":
+        first = (y < 2)[:, None]
+        z, y = torch.where(first, z[:, :2], z[:, 2:4]), y % 2
+    loss = F.cross_entropy(z[:, : {"class": 6, "task": 2, "domain": 10}[scenario]], y)
+    reference = dict(zip(params, torch.autograd.grad(loss, list(params.values())), strict=True))
+    against = {k: torch.randn_like(g) * 1e-3 - g for k, g in reference.items()}
+    found = learner.method.direct(against, net.replace({k: p.detach() for k, p in params.items()}), batch, Bag())
+    dot = lambda a, b: sum((a[k] * b[k]).sum() for k in a)
+    expected = {k: g - dot(against, reference) / dot(reference, reference) * reference[k] for k, g in against.items()}
+    close(found, expected)
 
 
 # --- what a hook left for after_step ---------------------------------------------------------------------

@@ -32,7 +32,7 @@ def seen(learner):
 
 def passes(n, steps, size, task_seed=0):
     """The batches that whole passes, each in an order of its own, give by hand."""
-    g, found = generator(task_seed, "order", "cpu"), []
+    g, found = generator(task_seed, "order"), []
     while len(found) < steps:
         order = torch.randperm(n, generator=g)
         found += [order[i : i + size] for i in range(0, n - size + 1, size)]
