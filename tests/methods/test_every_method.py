@@ -15,7 +15,9 @@ from helpers import QUICK, close, stream
 METHODS = sorted(registry())
 CASES = {f"{p.name}{list(case.values()) or ''}": (p, case) for p in PROMISES for case in p.cases}
 BRIEF = {"recl": {"samples": 20, "steps": 10}}  # its defaults would take minutes
-REFUSES = {"eidetic": "goes_on_when_a_task_is_appended"}  # neurons are owned by task; nothing else is refused by any
+REFUSES = dict.fromkeys(
+    ("eidetic", "packnet"), "goes_on_when_a_task_is_appended"
+)  # what is frozen is owned by task; nothing else is refused by any
 
 
 @functools.cache

@@ -1,0 +1,165 @@
+"""Methods that freeze, mask or grow: no old logit changes by a bit, and what each paper says of its parts."""
+
+import pytest
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from cl_lib import InputError, Learner
+from cl_lib.methods import packnet
+from cl_lib.seeds import Bag
+from cl_lib.testing import NETWORKS
+
+from helpers import QUICK, rng, stream
+
+SMALL = QUICK | {"hidden": (16, 12)}
+RESTLESS = {  # whatever may move a parameter without a gradient
+    "plain": {},
+    "momentum": {"momentum": 0.9},
+    "decay": {"momentum": 0.9, "weight_decay": 0.1, "lr": 0.01},
+    "kept momentum": {"momentum": 0.9, "optimizer_state": "keep"},
+    "adam": {"optimizer": "adam", "weight_decay": 0.1, "lr": 0.003},
+    "adamw, kept": {"optimizer": "adamw", "weight_decay": 0.1, "lr": 0.003, "optimizer_state": "keep"},
+    "a function": {"optimizer": lambda ps: torch.optim.NAdam(ps, lr=0.003, weight_decay=0.1)},
+}
+
+
+def little(scenario="task", **options):
+    return stream(scenario, **{"tasks": 3, "first": 4, "per_class": 8, **options})
+
+
+@torch.no_grad()
+def scores(learner, task, position=0, told=True):
+    """What the method answers to a task's test images, ``[n, C]``."""
+    x = learner.stream.samples(task, learner.seeds[position], "test")[0].to(learner.dtype)
+    state = pytree.tree_map(lambda t: t[position], learner.state)
+    return learner.method.predict(learner.net(position), x, state, task if told else None).clone()
+
+
+def unchanged(learner, rows=True):
+    """Learn every task; no score of an earlier one may change by a bit on its own rows."""
+    before = {}
+    while learner.done < learner.stream.tasks:
+        learner.learn()
+        for p in range(len(learner.seeds)):
+            before[learner.done - 1, p] = scores(learner, learner.done - 1, p)
+            for (task, q), old in before.items():
+                own = list(learner.stream.rows[task])
+                now = scores(learner, task, q)
+                assert torch.equal(now[:, own], old[:, own]), (task, learner.done - 1)
+    assert len(before) == learner.stream.tasks * len(learner.seeds)
+    return learner
+
+
+# --- PackNet ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", RESTLESS)
+def test_packnet_no_optimiser_moves_an_old_logit(how):
+    unchanged(Learner("packnet", little(), seeds=(0, 1), seeds_at_once=2, **SMALL | RESTLESS[how]))
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_packnet_no_network_forgets(network):
+    unchanged(Learner("packnet", little(), **SMALL | {"network": NETWORKS[network], "momentum": 0.9}))
+
+
+def test_packnet_frozen_weights_keep_their_bytes():
+    learner = Learner("packnet", little(), **SMALL | RESTLESS["decay"] | {"network": NETWORKS["batch-norm ResNet"]})
+    then = None
+    for task in range(3):
+        learner.learn()
+        owner, now = owners(learner), {**learner.params, **learner.buffers}
+        if then is not None:
+            for name, p in learner.params.items():
+                frozen = (then.owner[name] > 0) & (then.owner[name] <= task)
+                assert torch.equal(p[frozen], then.all[name][frozen]), name
+                assert torch.equal(owner[name][frozen], then.owner[name][frozen]), name
+                assert name not in learner.state.owner or not torch.equal(p, then.all[name]), name
+            assert all(torch.equal(b, then.all[name]) for name, b in learner.buffers.items())
+        then = Bag(owner=pytree.tree_map(torch.clone, owner), all={k: t.clone() for k, t in now.items()})
+
+
+def owners(learner):
+    return {**learner.state.owner, **learner.state.rest}
+
+
+def test_packnet_counts_are_exact_and_the_smallest_go():
+    method = packnet.PackNet(prune=0.6, first=0.3, retrain=0.0)
+    learner = Learner(method, little(), **SMALL)
+    seen = {}
+    whole = packnet.release
+
+    def watched(weight, owner, mine, count):
+        before = weight.clone(), owner.clone()
+        whole(weight, owner, mine, count)
+        gone = (before[1] == mine) & (owner == 0)
+        stay = owner == mine
+        assert before[0][gone].abs().max() <= before[0][stay].abs().min()
+        assert (weight[gone] == 0).all() and torch.equal(weight[~gone], before[0][~gone])
+        assert int(gone.sum()) == round([0.3, 0.6][mine > 1] * int((before[1] == mine).sum()))
+        seen[mine] = seen.get(mine, 0) + 1
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(packnet, "release", watched)
+        for _ in range(3):
+            learner.learn()
+    assert seen == {1: 2, 2: 2}  # two layers before the head; the last task keeps all
+    free = learner.result().curves["free"][0]
+    for layer, size in enumerate((64 * 16, 16 * 12)):
+        first = round(0.3 * size)
+        assert list(free[:, layer] * size) == pytest.approx([first, round(0.6 * first), 0])
+    for name, owner in learner.state.owner.items():
+        assert sum(int((owner == k).sum()) for k in range(4)) == owner.numel(), name
+
+
+def test_packnet_released_weights_stay_0_while_survivors_are_trained_again():
+    learner = Learner("packnet", little(), **SMALL | RESTLESS["adam"])
+    learner.learn()
+    for name, owner in learner.state.owner.items():
+        assert (learner.params[name][owner == 0] == 0).all()
+        assert (owner == 0).float().mean() == pytest.approx(0.5, abs=0.01)
+
+
+def test_packnet_ties_are_cut_exactly():
+    weight, owner = torch.ones(2, 4, 5), torch.full((2, 4, 5), 3, dtype=torch.int16)
+    packnet.release(weight, owner, 3, lambda task, owned: 7 if (task, owned) == (2, 20) else None)
+    assert (owner == 0).sum((1, 2)).tolist() == (weight == 0).sum((1, 2)).tolist() == [7, 7]
+
+
+def test_packnet_that_is_full_is_refused_before_training():
+    with pytest.raises(InputError, match=r"full at task 2: body\.3\.weight has 1 of its 16 weights left.*prune"):
+        Learner("packnet", stream("task"), **SMALL | {"hidden": (4, 4)}, first=0.25, prune=0.3)
+    with pytest.raises(InputError, match=r"full at task 1.* has 0 of its 1024 weights"):
+        Learner("packnet", stream("task"), **SMALL, first=0.0)
+    with pytest.raises(InputError, match="needs a Linear or Conv2d layer before the head"):
+        flat = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+        Learner("packnet", stream("task"), **SMALL | {"network": flat})
+
+
+def test_packnet_of_a_growing_stream():
+    x, y = torch.randint(17, (16, 1, 8, 8), dtype=torch.uint8, generator=rng()), torch.arange(16) % 2
+    learner = Learner("packnet", little(), **SMALL, prune_last=True)
+    for _ in range(3):
+        learner.learn()
+    learner.extend((x, y + 20), (x, y + 20))
+    old = [scores(learner, task) for task in range(3)]
+    learner.learn()
+    for task, before in enumerate(old):
+        assert torch.equal(scores(learner, task)[:, :6], before[:, :6])
+    with pytest.raises(InputError, match="prune_last=True"):
+        last = Learner("packnet", little(), **SMALL)
+        for _ in range(3):
+            last.learn()
+        last.extend((x, y + 20), (x, y + 20))
+
+
+def test_packnet_retrains_as_long_as_it_says():
+    steps = []
+    for share, epochs in ((0.0, 4), (0.5, 6), (0.3, 6)):
+        learner = Learner("packnet", little(tasks=2, first=5), **SMALL | {"epochs": 4}, retrain=share)
+        seen = []
+        learner.learn(on_step=lambda *_, seen=seen: seen.append(1))
+        steps.append(len(seen))
+        assert len(seen) == epochs * 5, share
+    assert learner.result().losses.shape[-1] == 4
