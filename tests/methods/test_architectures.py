@@ -1,16 +1,18 @@
 """Methods that freeze, mask or grow: no old logit changes by a bit, and what each paper says of its parts."""
 
+import itertools
+
 import pytest
 import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
 from cl_lib import InputError, Learner
-from cl_lib.methods import packnet
+from cl_lib.methods import packnet, pnn
 from cl_lib.seeds import Bag
 from cl_lib.testing import NETWORKS
 
-from helpers import QUICK, rng, stream
+from helpers import QUICK, random, rng, stream
 
 SMALL = QUICK | {"hidden": (16, 12)}
 RESTLESS = {  # whatever may move a parameter without a gradient
@@ -163,3 +165,112 @@ def test_packnet_retrains_as_long_as_it_says():
         steps.append(len(seen))
         assert len(seen) == epochs * 5, share
     assert learner.result().losses.shape[-1] == 4
+
+
+# --- progressive networks --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", RESTLESS)
+def test_pnn_no_optimiser_moves_an_old_logit(how):
+    unchanged(Learner("pnn", little(), seeds=(0, 1), seeds_at_once=2, **SMALL | RESTLESS[how]))
+
+
+@pytest.mark.parametrize("laterals", ["linear", "adapter", "none"])
+@pytest.mark.parametrize("network", ["mlp", *NETWORKS])
+def test_pnn_no_network_forgets(network, laterals):
+    how = SMALL | {"network": NETWORKS.get(network, network), "momentum": 0.9, "batch_size": 32}
+    unchanged(Learner("pnn", little(per_class=4), laterals=laterals, **how))
+
+
+def test_pnn_frozen_columns_keep_their_bytes():
+    learner = Learner("pnn", little(), **SMALL | RESTLESS["decay"] | {"network": NETWORKS["batch-norm ResNet"]})
+    for task in range(3):
+        before = {name: t.clone() for name, t in {**learner.params, **learner.buffers}.items()}
+        learner.learn()
+        after = {**learner.params, **learner.buffers}
+        mine = lambda name, task=task: name.startswith((f"columns.{task}.", f"laterals.{task}."))
+        changed = {name for name in before if not torch.equal(before[name], after[name])}
+        assert all(map(mine, changed))
+        assert {name for name in learner.params if mine(name)} <= changed
+
+
+def test_pnn_is_the_equation():
+    """Two hidden layers, three columns, by hand."""
+    learner = Learner("pnn", little(), **SMALL | {"dtype": "float64"})
+    P = {name: p[0] for name, p in learner.params.items()}
+    x = random(7, 1, 8, 8)
+    inputs = []
+    for k in range(3):
+        h = [x.flatten(1)]
+        for i, layer in enumerate(("body.1", "body.3", "head")):
+            s = h[i] @ P[f"columns.{k}.{layer}.weight"].T + P[f"columns.{k}.{layer}.bias"]
+            for j in range(k if i else 0):
+                s = s + inputs[j][i] @ P[f"laterals.{k}.{i}.U.{j}.weight"].T
+            h.append(s.relu())
+        inputs.append(h)
+        rows = list(learner.stream.rows[k])
+        out = learner.method.predict(learner.net(), x, Bag(), k)
+        torch.testing.assert_close(out[:, rows], s)
+        torch.testing.assert_close(learner.net()(x)[:, rows], s)  # without a task: each row from its own column
+        assert not out[:, [c for c in range(10) if c not in rows]].any()
+
+
+def test_pnn_adapter_is_the_equation():
+    learner = Learner("pnn", little(), laterals="adapter", **SMALL | {"dtype": "float64"})
+    P = {name: p[0] for name, p in learner.params.items()}
+    x = random(7, 1, 8, 8)
+    first, h = [x.flatten(1)], [x.flatten(1)]
+    for layer in ("body.1", "body.3"):
+        first.append((first[-1] @ P[f"columns.0.{layer}.weight"].T + P[f"columns.0.{layer}.bias"]).relu())
+    for i, layer in enumerate(("body.1", "body.3", "head")):
+        s = h[-1] @ P[f"columns.1.{layer}.weight"].T + P[f"columns.1.{layer}.bias"]
+        if i:
+            v = P[f"laterals.1.{i}.α"] * first[i] @ P[f"laterals.1.{i}.V.weight"].T + P[f"laterals.1.{i}.V.bias"]
+            s = s + v.relu() @ P[f"laterals.1.{i}.U.weight"].T
+        h.append(s.relu())
+    torch.testing.assert_close(learner.method.predict(learner.net(), x, Bag(), 1)[:, list(learner.stream.rows[1])], s)
+
+
+def test_pnn_without_what_laterals_say_is_independent_networks():
+    """With U = 0, frozen there, a later column learns what it learns alone."""
+    how = SMALL | {"dtype": "float64"}
+    alone, linear = (Learner("pnn", little(), laterals=kind, **how) for kind in ("none", "linear"))
+    for name, p in linear.params.items():
+        p.copy_(alone.params[name]) if name in alone.params else p.zero_()
+    x = random(7, 1, 8, 8)
+    for task in range(3):
+        a, b = (learner.method.predict(learner.net(), x, Bag(), task) for learner in (alone, linear))
+        torch.testing.assert_close(a, b)
+    assert any(not torch.equal(p, linear.params[n.replace("columns.0", "columns.1")]) for n, p in alone.params.items()
+               if "columns.0" in n and "head" not in n)  # fmt: skip
+
+
+def test_pnn_columns_are_drawn_alike():
+    learner = Learner("pnn", little(), **SMALL)
+    for name in ("body.1.weight", "body.3.bias"):
+        a, b = (learner.params[f"columns.{k}.{name}"].flatten() for k in (0, 1))
+        assert not torch.equal(a, b) and torch.equal(a.sort().values, b.sort().values)
+
+
+@pytest.mark.parametrize("tasks", [1, 2, 5])
+def test_pnn_parameters_grow_with_the_square(tasks):
+    """T p + T (T − 1)/2 q, for a 784-256-256-2 column: p = 267,266."""
+    module = pnn.Columns(mlp_of(784, 256, 256, 2), [[0, 1]] * tasks, 2, "linear")
+    count = lambda m: sum(p.numel() for p in m.parameters())
+    assert count(module.columns[0]) == 267_266
+    assert count(module) == tasks * 267_266 + tasks * (tasks - 1) // 2 * (256 * 256 + 256 * 2)
+
+
+def mlp_of(*widths):
+    pairs = list(itertools.pairwise(widths))
+    body = [part for a, b in pairs[:-1] for part in (nn.Linear(a, b), nn.ReLU())]
+    return nn.Sequential(*body, nn.Linear(*pairs[-1]))
+
+
+def test_pnn_refuses():
+    with pytest.raises(InputError, match="linear head"):
+        Learner("pnn", stream("task"), **SMALL | {"network": lambda: nn.Sequential(nn.Conv2d(1, 10, 8), nn.Flatten())})
+    learner = Learner("pnn", little(), **SMALL)
+    x, y = torch.randint(17, (16, 1, 8, 8), dtype=torch.uint8, generator=rng()), torch.arange(16) % 2
+    with pytest.raises(InputError, match="give the stream all its tasks"):
+        learner.extend((x, y + 20), (x, y + 20))

@@ -16,7 +16,7 @@ METHODS = sorted(registry())
 CASES = {f"{p.name}{list(case.values()) or ''}": (p, case) for p in PROMISES for case in p.cases}
 BRIEF = {"recl": {"samples": 20, "steps": 10}}  # its defaults would take minutes
 REFUSES = dict.fromkeys(
-    ("eidetic", "packnet"), "goes_on_when_a_task_is_appended"
+    ("eidetic", "packnet", "pnn", "hat", "adapters", "supsup"), "goes_on_when_a_task_is_appended"
 )  # what is frozen is owned by task; nothing else is refused by any
 
 
