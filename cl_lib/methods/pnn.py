@@ -119,8 +119,8 @@ class Columns(nn.Module):
         def hook(i):
             def tap(layer, args, output):
                 inputs[i] = args[0]
-                lateral = self.laterals[k][str(i)] if str(i) in self.laterals[k] else None
-                return None if lateral is None else output + lateral([seen[i] for seen in earlier])
+                own = self.laterals[k]
+                return output + own[str(i)]([seen[i] for seen in earlier]) if str(i) in own else None
 
             return tap
 

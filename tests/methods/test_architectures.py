@@ -1,14 +1,16 @@
 """Methods that freeze, mask or grow: no old logit changes by a bit, and what each paper says of its parts."""
 
 import itertools
+import math
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from cl_lib import InputError, Learner
-from cl_lib.methods import packnet, pnn
+from cl_lib import InputError, Learner, PoorPairing
+from cl_lib.methods import hat, packnet, pnn
 from cl_lib.seeds import Bag
 from cl_lib.testing import NETWORKS
 
@@ -274,3 +276,100 @@ def test_pnn_refuses():
     x, y = torch.randint(17, (16, 1, 8, 8), dtype=torch.uint8, generator=rng()), torch.arange(16) % 2
     with pytest.raises(InputError, match="give the stream all its tasks"):
         learner.extend((x, y + 20), (x, y + 20))
+
+
+# --- hard attention to the task --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("network", ["mlp", "cnn"])
+@pytest.mark.parametrize("how", ["plain", "momentum"])
+def test_hat_at_its_hard_limit_forgets_nothing(how, network):
+    how = SMALL | RESTLESS[how] | {"network": network, "lr": 0.1}
+    learner = unchanged(Learner("hat", little(), hard=True, seeds=(0, 1), seeds_at_once=2, **how))
+    used = learner.result().curves["used"]
+    assert (np.diff(used, axis=1) >= 0).all() and (used > 0).all()
+    assert all(((a == 0) | (a == 1)).all() for a in learner.state.used.values())
+
+
+def test_hat_at_a_finite_slope_hardly_forgets():
+    learner, before = Learner("hat", little(), **SMALL | {"lr": 0.1}), {}
+    for task in range(3):
+        learner.learn()
+        before[task] = scores(learner, task)
+    for task, old in before.items():
+        rows = list(learner.stream.rows[task])
+        assert (scores(learner, task)[:, rows] - old[:, rows]).abs().max() < 0.05
+
+
+def test_hat_anneals_within_every_epoch():
+    learner, slopes = Learner("hat", little(), **SMALL | {"epochs": 2}, slope=50.0), []
+    learner.learn(on_step=lambda _, batch: slopes.append(float(batch.slope[0])))
+    B = math.ceil(4 * 8 / 8)
+    expected = [1 / 50 + (50 - 1 / 50) * b / (B - 1) for b in range(B)] * 2
+    assert slopes == pytest.approx(expected, rel=1e-4)
+    whole, slopes = Learner("hat", little(), **SMALL | {"batch_size": 500}, slope=50.0), []
+    whole.learn(on_step=lambda _, batch: slopes.append(float(batch.slope[0])))
+    assert slopes == [50.0]
+
+
+@pytest.mark.parametrize("s", [0.3, 1.0, 4.0])
+def test_hat_rescaled_gradient_does_not_depend_on_the_slope(s):
+    method = hat.HAT(slope=400.0)
+    e = random(9).requires_grad_()
+    up = random(9, seed=1)
+    g = torch.autograd.grad((torch.sigmoid(s * e) * up).sum(), e)[0] * method.rescale(e, torch.tensor(s))
+    σ = torch.sigmoid(e)
+    torch.testing.assert_close(g, 400 * σ * (1 - σ) * up)
+    by_hand = 400 / s * (math.cosh(s * 0.7) + 1) / (math.cosh(0.7) + 1)
+    assert float(method.rescale(torch.tensor(0.7), torch.tensor(s))) == pytest.approx(by_hand)
+    assert method.rescale(torch.tensor(6.0), torch.tensor(400.0)).isfinite()
+
+
+def test_hat_closes_what_both_units_are_used_for():
+    learner = Learner("hat", little(), **SMALL | {"network": "cnn", "dtype": "float64"})
+    net = learner.net()
+    used = [torch.rand(e.shape[1], generator=rng(i), dtype=torch.double) for i, e in enumerate(net.module.embeddings)]
+    grads = {name: torch.ones_like(p) for name, p in net.params.items()}
+    out = hat.closed(grads, net.module, used)
+    first, second, third = (f"network.{name}" for name in net.module.names)
+    for o in (0, 5):
+        assert (out[f"{first}.weight"][o] == 1 - used[0][o]).all()
+        assert out[f"{first}.bias"][o] == 1 - used[0][o]
+        for i in (0, 7):
+            assert (out[f"{second}.weight"][o, i] == 1 - min(used[1][o], used[0][i])).all()
+        places = net.params[f"{third}.weight"].shape[1] // len(used[1])
+        for i in (0, 3 * places + 1):  # a channel stands for all its places
+            assert out[f"{third}.weight"][o, i] == 1 - min(used[2][o], used[1][i // places])
+    assert (out["network.head.weight"] == 1).all() and (out["embeddings.0"] == 1).all()
+    none = hat.closed(grads, net.module, [0 * a for a in used])
+    assert all((g == 1).all() for g in none.values())  # in the first task nothing is closed
+
+
+def test_hat_regulariser_by_hand():
+    learner = Learner("hat", little(), **SMALL | {"dtype": "float64"}, strength=2.0)
+    net, batch = learner.net(), Bag(task_index=1, slope=torch.tensor(3.0, dtype=torch.double))
+    used = [torch.rand(n, generator=rng(n), dtype=torch.double) for n in (16, 12)]
+    of = lambda used: float(learner.method.penalty(net, batch, Bag(used=Bag(enumerate(used)))))
+    a = [torch.sigmoid(3 * net.params[f"embeddings.{i}"][1]) for i in range(2)]
+    over = sum(float((x * (1 - u)).sum()) for x, u in zip(a, used, strict=True))
+    assert of(used) == pytest.approx(2 * over / sum(float((1 - u).sum()) for u in used))
+    assert of([torch.ones_like(u) for u in used]) == 0
+    assert of([torch.zeros_like(u) for u in used]) == pytest.approx(2 * float(torch.cat(a).mean()))
+
+
+def test_hat_attention_stays_within_bounds_and_other_tasks_rows_where_they_were():
+    learner = Learner("hat", little(), **SMALL | {"lr": 50.0, "clip": 10.0}, on_divergence="drop")
+    start = [e.clone() for e in hat.embeddings(learner.params)]
+    learner.learn()
+    for e, old in zip(hat.embeddings(learner.params), start, strict=True):
+        assert e.abs().max() <= 6 and torch.equal(e[:, 1:], old[:, 1:]) and not torch.equal(e[:, 0], old[:, 0])
+
+
+def test_hat_refuses_what_does_not_stay_off_and_warns_of_what_breaks_it():
+    sigmoid = lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.Sigmoid(), nn.Linear(8, 10))
+    for network, why in (("resnet18", "has parameters"), (sigmoid, "switched off")):
+        with pytest.raises(InputError, match=why):
+            Learner("hat", little(), **SMALL | {"network": network})
+    for broken in ({"weight_decay": 0.1}, {"optimizer": "adam"}):
+        with pytest.warns(PoorPairing, match="plain sgd"):
+            Learner("hat", little(), **SMALL | broken)
