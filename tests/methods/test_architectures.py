@@ -6,11 +6,13 @@ import math
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from cl_lib import InputError, Learner, PoorPairing
-from cl_lib.methods import hat, packnet, pnn
+from cl_lib import InputError, Learner, PoorPairing, run
+from cl_lib.methods import hat, packnet, pnn, supsup
+from cl_lib.nets.net import Net
 from cl_lib.seeds import Bag
 from cl_lib.testing import NETWORKS
 
@@ -373,3 +375,127 @@ def test_hat_refuses_what_does_not_stay_off_and_warns_of_what_breaks_it():
     for broken in ({"weight_decay": 0.1}, {"optimizer": "adam"}):
         with pytest.warns(PoorPairing, match="plain sgd"):
             Learner("hat", little(), **SMALL | broken)
+
+
+# --- supermasks ------------------------------------------------------------------------------------------
+
+MASKS = [{"mask": "topk", "keep": 0.3}, {"mask": "threshold"}]
+EAGER = SMALL | {"optimizer": "adam", "lr": 0.01}
+
+
+@pytest.mark.parametrize("how", MASKS, ids=str)
+@pytest.mark.parametrize("network", ["mlp", *NETWORKS])
+def test_supsup_no_network_forgets(network, how):
+    how = how | EAGER | {"network": NETWORKS.get(network, network), "weight_decay": 0.1, "batch_size": 32}
+    learner = Learner("supsup", little(per_class=4), seeds=(0, 1), seeds_at_once=2, **how)
+    fixed = {name: b.clone() for name, b in learner.buffers.items() if "running" not in name and "num" not in name}
+    unchanged(learner)
+    assert fixed and all(torch.equal(b, learner.buffers[name]) for name, b in fixed.items())
+
+
+@pytest.mark.parametrize("scenario", ["domain", "class"])
+def test_supsup_the_answer_of_an_inferred_task_is_that_of_its_mask(scenario):
+    learner = Learner("supsup", little(scenario, first=4 if scenario == "class" else None, tasks=5 - 2 *
+                                       (scenario == "class")), **EAGER)  # fmt: skip
+    for _ in range(3):
+        learner.learn()
+    net, state = learner.net(), pytree.tree_map(lambda t: t[0], learner.state)
+    x = learner.stream.samples(1, 0, "test")[0]
+    out = learner.method.predict(net, x, state, None)
+    each = torch.stack([supsup.masked(net, x, *supsup.stored(net, state, t)) for t in range(3)])
+    hit = [next(t for t in range(3) if torch.equal(row[own], each[t, n][own]) and (scenario == "domain" or not
+           (row[~own] > -1e30).any())) for n, row in enumerate(out) for own in [row > -1e30]]  # fmt: skip
+    assert len(set(hit)) > 1
+    masks = [supsup.stored(net, state, t)[0] for t in range(3)]
+    assert hit == supsup.infer(net, x, masks, torch.ones(3, dtype=torch.bool)).tolist()
+
+
+def test_supsup_infers_by_the_gradient_of_the_entropy():
+    """Against finite differences in α, in double precision; a task that is not allowed is never chosen."""
+    learner = Learner("supsup", little("class"), **EAGER | {"dtype": "float64"})
+    for _ in range(3):
+        learner.learn()
+    net, state = learner.net(), pytree.tree_map(lambda t: t[0], learner.state)
+    x = learner.stream.samples(0, 0, "test")[0].double()[:20]
+    masks = [supsup.stored(net, state, t)[0] for t in range(3)]
+
+    def entropy(α):
+        p = supsup.masked(net, x, {n: sum(a * m[n] for a, m in zip(α, masks, strict=True)) for n in masks[0]})
+        p = p.softmax(-1)
+        return -(p * p.log()).sum(-1)
+
+    ε, α = 1e-6, [1 / 3] * 3
+    bent = [[a + ε * (i == t) for i, a in enumerate(α)] for t in range(3)]
+    back = [[a - ε * (i == t) for i, a in enumerate(α)] for t in range(3)]
+    slopes = torch.stack([(entropy(b) - entropy(c)) / (2 * ε) for b, c in zip(bent, back, strict=True)])
+    assert torch.equal(supsup.infer(net, x, masks, torch.ones(3, dtype=torch.bool)), slopes.argmin(0))
+    only = torch.tensor([False, True, False])
+    assert (supsup.infer(net, x, masks, only) == 1).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_supsup_topk_is_exact(dtype):
+    many = [torch.rand(1000, generator=rng(1), dtype=dtype), torch.zeros(50, dtype=dtype), random(64).abs().to(dtype)]
+    many += [torch.randint(4, (300,), generator=rng(2)).to(dtype), torch.tensor([0.0, 1e-40, 3e38, 1e-40]).to(dtype)]
+    for a in many:
+        for ones in {1, len(a) // 3, len(a) // 2, len(a) - 1, len(a)}:
+            mask = supsup.largest(a, ones)
+            assert mask.sum() == ones
+            if ones < len(a):
+                cut, upto = supsup.threshold(a, len(a) - ones)
+                assert cut == a.sort().values[len(a) - ones - 1] and upto == (a <= cut).sum()
+                assert a[mask == 1].min() >= a[mask == 0].max()
+            order = torch.sort(a, descending=True, stable=True).indices[:ones]
+            assert torch.equal(mask.nonzero().flatten(), order.sort().values)  # of equal ones the first
+
+
+def test_supsup_keeps_one_bit_a_weight():
+    for n in (1, 8, 13, 64):
+        mask = (torch.rand(n, generator=rng(n)) < 0.5).float()
+        packed = supsup.pack(mask)
+        assert packed.dtype == torch.uint8 and len(packed) == -(-n // 8)
+        assert torch.equal(supsup.unpack(packed, mask), mask)
+    result = run("supsup", little(), **EAGER)
+    sizes = (64 * 16, 16 * 12, 12 * 10)
+    assert result.stored_bytes["bits"] == 3 * sum(-(-n // 8) for n in sizes)
+    assert result.curves["density"][0] == pytest.approx(np.full((3, 3), 0.5))
+
+
+def test_supsup_weights_and_gradients():
+    learner = Learner("supsup", little(), keep=0.4, **EAGER | {"dtype": "float64"})
+    net = learner.net()
+    W = net.buffers["network.body.1.weight"]
+    assert torch.allclose(W.abs(), torch.full_like(W, math.sqrt(2 / 64)))
+    assert not any(b.any() for name, b in net.buffers.items() if name.endswith("bias"))
+    x, y = random(9, 1, 8, 8), torch.arange(9) % 4
+    grads = net.grad(lambda net: F.cross_entropy(net(x), y))
+    masks = {n: supsup.largest(s.abs(), n_ones) for n, s in net.params.items() for n_ones in [round(0.4 * s.numel())]}
+    weights = {n.removeprefix("network."): b for n, b in net.buffers.items()}
+    weights |= {p: net.buffers[f"network.{p}"] * masks[n] for n, p in net.module.paths.items()}
+    plain = Net(net.module.network, weights, {}, False)
+    torch.testing.assert_close(plain(x), net(x))
+    dW = plain.grad(lambda net: F.cross_entropy(net(x), y))
+    for name, path in net.module.paths.items():  # those that are masked out get a gradient too
+        expected = net.params[name].sign() * net.buffers[f"network.{path}"] * dW[path]
+        torch.testing.assert_close(grads[name], expected)
+        assert grads[name][masks[name] == 0].any()
+    dense = Learner("supsup", little(), keep=1.0, **EAGER).net()
+    assert all((dense.module.mask(s) == 1).all() for s in dense.params.values())
+
+
+def test_supsup_draws_new_scores_for_each_task():
+    learner = Learner("supsup", little(), **SMALL | {"lr": 1e-9})
+    drawn = []
+    for _ in range(3):
+        learner.learn()
+        drawn.append(learner.params["scores.0"].clone())
+    assert not torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[1], drawn[2])
+    assert all(d.abs().max() < 0.126 for d in drawn)  # 1/√64
+
+
+def test_supsup_of_a_growing_stream():
+    learner = Learner("supsup", little("domain", tasks=5, first=None), **EAGER)
+    learner.learn()
+    x, y = torch.randint(17, (16, 1, 8, 8), dtype=torch.uint8, generator=rng()), torch.arange(16) % 2
+    with pytest.raises(InputError, match="all its classes"):
+        Learner("supsup", little(), **EAGER).extend((x, y + 20), (x, y + 20))

@@ -16,7 +16,9 @@ METHODS = sorted(registry())
 CASES = {f"{p.name}{list(case.values()) or ''}": (p, case) for p in PROMISES for case in p.cases}
 BRIEF = {"recl": {"samples": 20, "steps": 10}}  # its defaults would take minutes
 OWNED = ("eidetic", "packnet", "pnn", "hat", "adapters", "supsup")  # what is frozen is owned by task
-REFUSES = {(key, "goes_on_when_a_task_is_appended") for key in OWNED} | {("hat", "works_with_networks")}
+REFUSES = {(key, "goes_on_when_a_task_is_appended") for key in OWNED} | {
+    (key, "works_with_networks") for key in ("hat", "supsup")
+}
 
 
 @functools.cache
