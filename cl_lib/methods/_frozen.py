@@ -3,7 +3,8 @@
 from collections.abc import Callable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.func import functional_call
 
 from cl_lib.seeds import place
 
@@ -37,3 +38,21 @@ def train_only(learner, chosen: Callable[[str], bool]) -> None:
 def layers(network: nn.Module) -> dict[str, nn.Module]:
     """Linear and convolutional layers by name, in the order in which they are defined."""
     return {name: m for name, m in network.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)}
+
+
+def answer(net, x: Tensor, task: int) -> Tensor:
+    """Logits ``[B, C]`` of one task, 0 on other tasks' rows, of a module whose forward is (x, task)."""
+    net.module.train(net.training)
+    return functional_call(net.module, ({**net.params, **net.buffers},), (x, task))
+
+
+def spans(rows: list[list[int]]) -> list[tuple[int, int]]:
+    """First and end of the neighbouring output rows that hold each task's."""
+    return [(min(own), max(own) + 1) for own in rows]
+
+
+def rows_of(head: nn.Linear, first: int, end: int) -> nn.Linear:
+    """A head with some neighbouring rows of another one."""
+    new = nn.Linear(head.in_features, end - first, head.bias is not None).to(head.weight)
+    new.load_state_dict({name: t[first:end] for name, t in head.state_dict().items()})
+    return new

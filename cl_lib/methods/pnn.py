@@ -5,11 +5,10 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from cl_lib.errors import InputError
 from cl_lib.methods._base import Method
-from cl_lib.methods._frozen import layers, train_only
+from cl_lib.methods._frozen import answer, layers, rows_of, spans, train_only
 from cl_lib.nets.losses import cross_entropy
 from cl_lib.nets.net import head_of
 
@@ -67,12 +66,6 @@ class PNN(Method):
         )
 
 
-def answer(net, x: Tensor, task: int) -> Tensor:
-    """Logits ``[B, C]`` of a task's column, 0 on other tasks' rows."""
-    net.module.train(net.training)
-    return functional_call(net.module, ({**net.params, **net.buffers},), (x, task))
-
-
 class Columns(nn.Module):
     """T networks beside each other, and the laterals between them.
 
@@ -89,7 +82,7 @@ class Columns(nn.Module):
         if not isinstance(head, nn.Linear):
             raise InputError(f"pnn gives each task a linear head, which {type(network).__name__} does not end with.")
         self.outputs = outputs
-        self.spans = [(min(own), max(own) + 1) for own in rows]
+        self.spans = spans(rows)
         self.names, self.head = list(layers(network)), next(n for n, m in network.named_modules() if m is head)
         self.columns, self.laterals = nn.ModuleList(), nn.ModuleList()
         for task, span in enumerate(self.spans):
@@ -164,11 +157,4 @@ def redrawn(network: nn.Module) -> nn.Module:
     with torch.no_grad():
         for p in new.parameters():
             p.copy_(p.flatten()[torch.randperm(p.numel())].view_as(p))
-    return new
-
-
-def rows_of(head: nn.Linear, first: int, end: int) -> nn.Linear:
-    """A head with some neighbouring rows of another one."""
-    new = nn.Linear(head.in_features, end - first, head.bias is not None).to(head.weight)
-    new.load_state_dict({name: t[first:end] for name, t in head.state_dict().items()})
     return new

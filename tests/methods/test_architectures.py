@@ -499,3 +499,57 @@ def test_supsup_of_a_growing_stream():
     x, y = torch.randint(17, (16, 1, 8, 8), dtype=torch.uint8, generator=rng()), torch.arange(16) % 2
     with pytest.raises(InputError, match="all its classes"):
         Learner("supsup", little(), **EAGER).extend((x, y + 20), (x, y + 20))
+
+
+# --- adapters --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("trunk", ["first", "given"])
+@pytest.mark.parametrize("network", ["mlp", *NETWORKS])
+def test_adapters_no_network_forgets(network, trunk):
+    how = SMALL | RESTLESS["decay"] | {"network": NETWORKS.get(network, network), "batch_size": 32}
+    learner = Learner("adapters", little(per_class=4), trunk=trunk, width=3, seeds=(0, 1), seeds_at_once=2, **how)
+    fixed = lambda: {n: t.clone() for n, t in {**learner.params, **learner.buffers}.items() if n.startswith("network.")}
+    trunks = [fixed()]
+    unchanged(learner)
+    first = Learner("adapters", little(per_class=4), trunk=trunk, width=3, seeds=(0, 1), seeds_at_once=2, **how)
+    first.learn()
+    trunks.append({n: t for n, t in {**first.params, **first.buffers}.items() if n.startswith("network.")})
+    changed = [n for n in trunks[0] if not torch.equal(trunks[0][n], trunks[1][n])]
+    assert bool(changed) == (trunk == "first")
+    assert all(torch.equal(t, trunks[1][n]) for n, t in fixed().items())  # after the first task it is fixed
+
+
+def test_adapters_are_the_equation_and_start_as_the_trunk():
+    learner = Learner("adapters", little(), width=3, **SMALL | {"dtype": "float64"})
+    P = {name: p[0] for name, p in learner.params.items()}
+    x, rows = random(7, 1, 8, 8), list(learner.stream.rows[1])
+    ask = lambda: learner.method.predict(learner.net(), x, Bag(), 1)[:, rows]
+
+    def by_hand(bypass):
+        h = x.flatten(1)
+        for i, layer in enumerate(("body.1", "body.3")):
+            s = h @ P[f"network.{layer}.weight"].T + P[f"network.{layer}.bias"]
+            if bypass:
+                s = s + (s @ P[f"adapters.1.{i}.A.weight"].T).relu() @ P[f"adapters.1.{i}.B.weight"].T
+            h = s.relu()
+        return h @ P["heads.1.weight"].T + P["heads.1.bias"]
+
+    assert torch.equal(ask(), ask()) and not any(P[f"adapters.1.{i}.B.weight"].any() for i in range(2))
+    torch.testing.assert_close(ask(), by_hand(False))
+    for i in range(2):
+        P[f"adapters.1.{i}.B.weight"].copy_(random(*P[f"adapters.1.{i}.B.weight"].shape, seed=i))
+    torch.testing.assert_close(ask(), by_hand(True))
+    assert sum(p.numel() for n, p in P.items() if n.startswith("adapters.1.")) == 2 * 3 * (16 + 12)
+
+
+def test_adapters_first_task_is_fine_tuning():
+    own, plain = (Learner(key, little(), **SMALL | {"dtype": "float64"}) for key in ("adapters", "finetune"))
+    for learner in (own, plain):
+        learner.learn()
+    torch.testing.assert_close(own.params["network.body.1.weight"], plain.params["body.1.weight"])
+
+
+def test_adapters_refuse():
+    with pytest.raises(InputError, match="layers before a linear head"):
+        Learner("adapters", little(), **SMALL | {"network": nn.Sequential(nn.Flatten(), nn.Linear(64, 10))})
