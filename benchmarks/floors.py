@@ -35,7 +35,7 @@ def floors(sizes=(784, 400, 400, 10), batch=128, tasks=5, gem=100) -> dict[str, 
         "gem": (1 + (tasks - 1) / 2 * gem / batch, f"passes over {gem} images of each earlier task; and the dual"),
         "gpm": (1.0, "and the projection, 2 · out · in · kept directions of every layer"),
         "lwf_mc": (1 + later * forward / step, "the teacher's forward pass"),
-        "icarl": (exemplars * (1 + later * forward / step), "the teacher's forward pass; 500 exemplars beside the data"),
+        "icarl": (exemplars * (1 + later * forward / step), "the teacher's pass; 500 exemplars beside the data"),
         "xder": (1 + 2 * later + (1 + later) * 64 / batch, "two draws from the buffer; 64 new and 64 stored views"),
         "upgd": (1.0, "a normal draw for each parameter; moves 10 arrays: trace 4, its maximum 1, noise 1, step 4"),
     }

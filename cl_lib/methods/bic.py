@@ -41,7 +41,7 @@ class BiC(Exemplars):
     held_share: Share = 0.1  # of an old class's exemplars
     pull: NonNegative = 0.01  # κ
 
-    helps = {"task": {}, "class": {}}
+    helps = {"class": {}}
     citation = "Wu, Chen, Wang, Ye, Liu, Guo & Fu, 2019, CVPR, arXiv:1905.13260"
     cost = "each step: one forward pass; an epoch: memory more samples; memory: the exemplars, one network; constant"
 

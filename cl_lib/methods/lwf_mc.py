@@ -33,7 +33,7 @@ class LwFMC(Taught, key="lwf_mc"):
     l2: NonNegative = 0.0  # λ
     reduction: Literal["mean", "sum"] = "mean"  # over the rows of seen classes
 
-    helps = {"task": {"reduction": "sum"}, "class": {"reduction": "sum"}}
+    helps = {"class": {"reduction": "sum"}}
     citation = "Rebuffi, Kolesnikov, Sperl & Lampert, 2017, CVPR, arXiv:1611.07725 (section 4)"
     cost = "each step: one forward pass; memory: one network; constant in the tasks"
 

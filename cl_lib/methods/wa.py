@@ -34,7 +34,7 @@ class WA(Exemplars):
     temperature: Positive = 2.0  # τ
     positive: bool = True  # the head's weights are at least 0
 
-    helps = {"task": {}, "class": {}}
+    helps = {"class": {}}
     citation = "Zhao, Xiao, Gan, Zhang & Xia, 2020, CVPR, arXiv:1911.07053"
     cost = "each step: one forward pass; an epoch: memory more samples; memory: the exemplars, one network; constant"
 
