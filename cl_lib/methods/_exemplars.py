@@ -77,9 +77,10 @@ def refill_every(learner, task: int) -> None:
     for position in learner.active:
         new = learner.sample(position, task, learner.stream.indices(learner.seeds[position], task))
         x = learner.seen(Bag({name: t[None] for name, t in new.items()}), (position,))[0]
-        order = herded(learner.net(position), x, new.y, buffers.capacity(buffer))
         own = Bag({name: t[position] for name, t in buffer.items()})
-        groups = (of.task * rows + of.y for of in (own, new))
+        groups = [of.task * rows + of.y for of in (own, new)]
+        quota = buffers.capacity(buffer) // len(torch.cat([groups[0][: int(own.seen)], groups[1]]).unique())
+        order = herded(learner.net(position), x, new.y, quota * len(new.y.unique()))
         (generator,) = learner.random((position,))
         for name, kept in buffers.keep_balanced(own, *groups, generator, order, **new).items():
             buffer[name][position] = kept

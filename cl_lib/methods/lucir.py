@@ -1,5 +1,6 @@
-import dataclasses
+import functools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -8,8 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cl_lib.bounds import Count, Natural, NonNegative
-from cl_lib.errors import InputError
-from cl_lib.methods._exemplars import Exemplars, class_means, features, head_name, old_rows, refill_every, stored
+from cl_lib.methods._exemplars import Exemplars, class_means, features, head_name, old_rows, refill_every
 from cl_lib.nets.losses import cross_entropy
 from cl_lib.seeds import Bag
 
@@ -30,7 +30,8 @@ class LUCIR(Exemplars):
     λ_t = λ √(o/n), of o old and n new classes (``growth="classes"``), or λ √t, t counted from 0
     (``growth="tasks"``, Flashback's). A new class's row begins at the mean of the normalised features of its images,
     as long as the old rows are on average (imprinting). At the end of a task the head alone is fine-tuned on as many
-    exemplars of each class (``balanced_epochs`` of SGD with momentum 0.9 at ``balanced_rate``, without weight decay).
+    exemplars of each class, un-augmented (``balanced_epochs`` of SGD with momentum 0.9 at ``balanced_rate``, without
+    weight decay).
 
     ``signed`` takes the ReLU away at which the body ends, so that features can be negative, where another ReLU is
     left; that of a residual block stays. The loss counts the rows of seen classes, whatever ``loss_over`` says.
@@ -39,8 +40,8 @@ class LUCIR(Exemplars):
     (``ranking_over="mean"``), in which ρ counts 1/K. Fine-tuning is the authors' for ImageNet; theirs trains on
     from the last step's rate. They keep a fixed number of exemplars for each class, here M is shared.
 
-    Cost: one forward pass of the old network in each step, M more samples in an epoch, and forward passes over M
-    samples for each epoch of fine-tuning; memory: M exemplars, one copy of the network; constant in the tasks.
+    Cost: one forward pass of the old network in each step, M more samples in an epoch, and the head's training on
+    features of M samples; memory: M exemplars, one copy of the network; constant in the tasks.
     """
 
     memory: Count = 200  # M, exemplars in all
@@ -57,16 +58,7 @@ class LUCIR(Exemplars):
 
     helps = {"task": {}, "class": {}}
     citation = "Hou, Pan, Loy, Wang & Lin, 2019, CVPR"
-    cost = (
-        "each step: one forward pass; a task: balanced_epochs over the exemplars; memory: they, one network; constant"
-    )
-
-    def check(self, learner):
-        if self.balanced_epochs and learner.options.optimizer_state == "keep":
-            raise InputError(
-                "lucir: optimizer_state='keep' would carry every layer's momentum into the fine-tuning of the head: "
-                "leave it out, or set balanced_epochs=0."
-            )
+    cost = "each step: one forward pass; an epoch: memory more samples; memory: the exemplars, one network; constant"
 
     def build(self, network, stream):
         name = head_name(network)
@@ -96,17 +88,10 @@ class LUCIR(Exemplars):
     # --- the loss ----------------------------------------------------------------------------------------
 
     def task(self, net, batch):
-        if "balanced" in batch:
-            net.still = True
-            with torch.no_grad():
-                fixed = net.features(batch.x)
-            name = head_name(net.module)
-            scores = net.params[f"{name}scale"] * cosines(fixed, net.params[f"{name}weight"])
-            return cross_entropy(scores, batch.y, batch.seen)
         return cross_entropy(net(batch.x), batch.y, batch.seen)
 
     def penalty(self, net, batch, state):
-        if "balanced" in batch or "teacher" not in state:
+        if "teacher" not in state:
             return 0.0
         loss = 0.0
         if self.strength:
@@ -114,7 +99,7 @@ class LUCIR(Exemplars):
                 teacher = net.frozen(state.teacher).features(batch.x)
             loss = self.strength * self.growing(batch) * turned(net.features(batch.x), teacher)
         if self.ranking:
-            angles = cosines(net.features(batch.x), net.params[f"{head_name(net.module)}weight"])
+            angles = net(batch.x) / net.params[f"{head_name(net.module)}scale"]
             rows = old_rows(batch), batch.present
             loss = loss + self.ranking * ranking_loss(
                 angles, batch.y, *rows, self.margin, self.hardest, self.ranking_over
@@ -132,15 +117,17 @@ class LUCIR(Exemplars):
     def finish(self, learner, task):
         if not self.fine_tunes(task):
             return
-        refill_every(learner, task)  # with features that fine-tuning leaves as they are
-        options = dataclasses.replace(
-            learner.options, optimizer="sgd", lr=self.balanced_rate, momentum=0.9, weight_decay=0.0, schedule=None,
-            patience=None, groups=None, clip=None,
-        )  # fmt: skip
-        learner.train(
-            [task], self.balanced_epochs, stored(learner, learner.state.buffer), alone=True, options=options,
-            recorded=False, shared=Bag(balanced=True),
-        )  # fmt: skip
+        refill_every(learner, task)  # by features, which fine-tuning leaves as they are
+        name, seen = head_name(learner.module), learner.masks(task).seen
+        for position in learner.active:
+            count = int(learner.state.buffer.seen[position])
+            kept = Bag({k: t[position, :count] for k, t in learner.state.buffer.items() if k != "seen"})
+            x = learner.seen(Bag({k: t[None] for k, t in kept.items()}), (position,))[0]
+            with torch.no_grad():
+                h = features(learner.net(position), x)
+            head = learner.params[f"{name}weight"][position], learner.params[f"{name}scale"][position]
+            order = functools.partial(torch.randperm, count, generator=learner.random((position,))[0])
+            tune(*head, h, kept.y, seen, self.balanced_epochs, learner.options.batch_size, self.balanced_rate, order)
 
     def after_task(self, net, task, state):
         return state if self.fine_tunes(task.index) else super().after_task(net, task, state)
@@ -163,6 +150,31 @@ class Cosine(nn.Linear):
 def cosines(h: Tensor, weight: Tensor) -> Tensor:
     """⟨h, w_c⟩ / (‖h‖ ‖w_c‖) for features [B, d] and rows [C, d]."""
     return F.linear(F.normalize(h, dim=-1), F.normalize(weight, dim=-1))
+
+
+def tune(
+    weight: Tensor,
+    scale: Tensor,
+    h: Tensor,
+    y: Tensor,
+    seen: Tensor,
+    epochs: int,
+    size: int,
+    rate: float,
+    order: Callable,
+) -> None:
+    """Train a head of cosines, in place, on features [n, d] and rows [n] by SGD with momentum 0.9.
+
+    ``order()`` gives an epoch's order, [n]; the loss is the cross-entropy over the rows ``seen`` [C].
+    """
+    own = [p.detach().requires_grad_() for p in (weight, scale)]  # views
+    optimizer = torch.optim.SGD(own, lr=rate, momentum=0.9)
+    for _ in range(epochs):
+        for at in order().to(h.device).split(size):
+            loss = cross_entropy(own[1] * cosines(h[at], own[0]), y[at], seen)
+            for p, grad in zip(own, torch.autograd.grad(loss, own), strict=True):
+                p.grad = grad
+            optimizer.step()
 
 
 def turned(h: Tensor, other: Tensor) -> Tensor:

@@ -114,7 +114,7 @@ def test_the_training_set_is_the_new_images_and_all_exemplars(key):
     learner = learned(key, 1, memory=20)
     x, y = exemplars(learner)
     assert torch.bincount(y).tolist() == [10, 10]
-    seen = [(b.x, b.y, b.get("weight")) for b, _ in batches(learner) if b.epoch == 0 and "balanced" not in b]
+    seen = [(b.x, b.y, b.get("weight")) for b, _ in batches(learner) if b.epoch == 0]
     met = torch.cat([y for _, y, _ in seen])
     lacking = 1 if key == "bic" else 0  # an exemplar of each class is held out
     assert torch.bincount(met).tolist() == [10 - lacking, 10 - lacking, 12, 12]
@@ -130,7 +130,7 @@ def test_exemplars_are_augmented_as_new_images_are(key):
     learner = learned(key, 1, source, memory=20)
     x, _ = exemplars(learner)
     stored = {tuple(row) for row in x.flatten(1).tolist()}
-    steps = [b for b, _ in batches(learner) if "balanced" not in b]
+    steps = [b for b, _ in batches(learner)]
     old = torch.cat([b.x[b.y < 2] for b in steps])
     same = sum(tuple(row) in stored for row in old.flatten(1).tolist())
     assert same < len(old) / 2
@@ -281,16 +281,33 @@ def test_strength_of_less_forget_grows(growth, want):
             torch.testing.assert_close(learner.method.penalty(net, batch, Bag(teacher=teacher)), loss)
 
 
-def test_fine_tuning_moves_the_head_alone_and_sees_as_many_of_each_class():
-    steps = []
-    learner = learned("lucir", 1, memory=20, balanced_epochs=3)
-    learner.learn(on_step=lambda learner, b: steps.append((b, {k: p.clone() for k, p in learner.params.items()})))
-    tuned = [(b, params) for b, params in steps if "balanced" in b]
-    first, last = tuned[0][1], tuned[-1][1]
-    for name in first:
-        assert torch.equal(first[name], last[name]) != name.startswith("head"), name
-    seen = torch.cat([b.y[0] for b, _ in tuned if b.epoch == 0])
-    assert torch.bincount(seen).tolist() == [5, 5, 5, 5]
+def test_fine_tuning_moves_the_head_alone_on_as_many_of_each_class(monkeypatch):
+    seen, tune = [], lucir.tune
+    monkeypatch.setattr(lucir, "tune", lambda *a: (seen.append((a[3], *(t.clone() for t in a[:3]))), tune(*a)))
+    a, b = (learned("lucir", 2, memory=20, balanced_epochs=n) for n in (0, 3))
+    ((y, weight, scale, h),) = seen
+    assert torch.bincount(y).tolist() == [5, 5, 5, 5]
+    close({k: p for k, p in a.params.items() if "head" not in k}, {k: p for k, p in b.params.items() if "head" not in k},
+          rtol=0, atol=0)  # fmt: skip
+    assert torch.equal(a.params["head.weight"][0], weight) and torch.equal(a.params["head.scale"][0], scale)
+    moved = b.params["head.weight"][0] - weight
+    assert (moved[:4] != 0).any(1).all() and (moved[4:] == 0).all()
+    torch.testing.assert_close(h, a.net().features(exemplars(b)[0]).detach())
+
+
+def test_tuning_is_sgd_with_momentum_on_the_cosines():
+    w, η, h, y = random(4, 3), torch.tensor(2.0).double(), random(6, 3, seed=1), torch.tensor([0, 1, 2, 0, 1, 2])
+    seen, head = torch.arange(4) < 3, lucir.Cosine(3, 4).double()
+    head.load_state_dict({"weight": w, "scale": η})
+    optimizer = torch.optim.SGD(head.parameters(), lr=0.1, momentum=0.9)
+    for _ in range(2):
+        for at in (slice(0, 4), slice(4, 6)):
+            optimizer.zero_grad()
+            F.cross_entropy(head(h[at])[:, :3], y[at]).backward()
+            optimizer.step()
+    lucir.tune(w, η, h, y, seen, 2, 4, 0.1, lambda: torch.arange(6))
+    torch.testing.assert_close(w, head.weight.detach())
+    torch.testing.assert_close(η, head.scale.detach())
 
 
 def test_lucir_chooses_the_same_exemplars_with_and_without_fine_tuning():
@@ -305,11 +322,6 @@ def test_lucir_takes_the_last_relu_away_where_another_is_left():
         body = make("lucir").build(mlp((1, 4, 4), 3, widths), None).body
         assert sum(isinstance(m, torch.nn.ReLU) for m in body) == left
     assert isinstance(make("lucir", signed=False).build(mlp((1, 4, 4), 3, (8, 8)), None).body[-1], torch.nn.ReLU)
-
-
-def test_lucir_refuses_momentum_that_is_kept():
-    with pytest.raises(cl_lib.InputError, match="balanced_epochs=0"):
-        Learner("lucir", stream(), optimizer_state="keep", momentum=0.9, **FAST)
 
 
 # --- X-DER -------------------------------------------------------------------------------------------------
