@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from cl_lib.seeds import place
+from cl_lib.seeds import put_back, take
 
 
 def wanders(options) -> bool:
@@ -20,9 +20,9 @@ def write_back(learner, positions: tuple[int, ...], kept: dict, live: Callable) 
 
     ``live(name)`` is a mask ``[G, …]`` of the entries that may move.
     """
-    at = place(positions)
     for name, p in learner.params.items():
-        p[at] = torch.where(live(name), p[at], kept[name])
+        own = take(p, positions)
+        put_back(p, positions, own.copy_(torch.where(live(name), own, kept[name])))
 
 
 def train_only(learner, chosen: Callable[[str], bool]) -> None:

@@ -42,6 +42,7 @@ class BiC(Exemplars):
     pull: NonNegative = 0.01  # κ
 
     helps = {"class": {}}
+    recordable = True
     citation = "Wu, Chen, Wang, Ye, Liu, Guo & Fu, 2019, CVPR, arXiv:1905.13260"
     cost = "each step: one forward pass; an epoch: memory more samples; memory: the exemplars, one network; constant"
 
@@ -68,7 +69,7 @@ class BiC(Exemplars):
         each = (self.held_share * size).round().clamp(min=1)
         old = torch.zeros(len(state.buffer.y), dtype=torch.bool, device=y.device)
         old[:count] = rank >= size - each
-        order = torch.randperm(len(index), generator=task.generator, device=task.generator.device).to(index.device)
+        order = torch.randperm(len(index), generator=task.generator).to(index.device)
         chosen = places(task.draw().y[order]) < each.max()
         new = torch.zeros(int(index.max()) + 1, dtype=torch.bool, device=index.device)
         new[index[order[chosen]]] = True
@@ -82,7 +83,7 @@ class BiC(Exemplars):
         seed = torch.arange(len(order), device=order.device)[:, None]
         buffer = Bag({name: t if name == "seen" else t[seed, order] for name, t in state.buffer.items()})
         joined = stored(learner, buffer)
-        return learner.train([task], joined=joined.copy(count=joined.count - state.held_old.sum(1).cpu()))
+        return learner.train([task], joined=joined.copy(count=joined.count - state.held_old.sum(1)))
 
     def before_step(self, learner, batch, state):
         super().before_step(learner, batch, state)
@@ -91,7 +92,7 @@ class BiC(Exemplars):
         if "held_new" in state:
             held = state.held_new.gather(1, batch.index)
             if batch.real is not None:
-                held = held & batch.real.to(held.device)
+                held = held & batch.real
             batch.weight = 1 - held.to(batch.x.dtype)
         batch.weight = batch.weight / batch.weight.sum(1, keepdim=True).clamp(min=1)
 

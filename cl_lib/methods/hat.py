@@ -10,7 +10,7 @@ from cl_lib.methods._base import Method, warn_unless_plain
 from cl_lib.methods._frozen import layers
 from cl_lib.nets.losses import cross_entropy
 from cl_lib.nets.net import Net, head_of
-from cl_lib.seeds import Bag
+from cl_lib.seeds import Bag, put_back, take
 
 BOUND = 6.0  # |e| at most
 EXPONENT = 50.0  # |s e| at most where its cosh is taken
@@ -53,6 +53,7 @@ class HAT(Method):
     hard: bool = False
 
     family = "architecture"
+    recordable = True
     scenarios = ("task",)
     citation = "Serrà et al., 2018, ICML, arXiv:1801.01423, equations 1 to 7"
     cost = "each step: gates and masks, next to nothing; memory: one number a unit and task; the room shrinks"
@@ -83,11 +84,15 @@ class HAT(Method):
 
     def before_task(self, net, task, state):
         count = len(task.learner.stream.indices(task.seed, task.index))
-        return Bag(state, steps=torch.full_like(state.steps, -(-count // task.learner.options.batch_size)))
+        options = task.learner.options
+        steps = -(-count // options.batch_size) if options.steps is None else options.chunk
+        return Bag(state, steps=torch.full_like(state.steps, steps))
 
     def before_step(self, learner, batch, state):
         steps = state.steps
-        b = (batch.progress * learner.options.epochs - batch.epoch) * steps  # from 0
+        options = learner.options
+        total = options.steps or options.epochs * steps
+        b = batch.progress * total - batch.epoch * steps  # from 0
         share = torch.where(steps > 1, b / (steps - 1).clamp(min=1), 1.0).clamp(max=1.0)
         batch.slope = (1 / self.slope + (self.slope - 1 / self.slope) * share).to(steps.dtype)
 
@@ -128,7 +133,8 @@ class HAT(Method):
 
     def after_step(self, learner, batch, state):
         for e in embeddings(learner.params):
-            e[list(batch.positions)] = e[list(batch.positions)].clamp(-BOUND, BOUND)
+            own = take(e, batch.positions)
+            put_back(e, batch.positions, own.clamp_(-BOUND, BOUND))
 
     def grow(self, state, growth):
         raise InputError(

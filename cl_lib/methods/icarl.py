@@ -34,6 +34,7 @@ class ICaRL(Exemplars, LwFMC, key="icarl"):
 
     memory: Count = 200  # M, exemplars in all
 
+    recordable = True
     citation = "Rebuffi, Kolesnikov, Sperl & Lampert, 2017, CVPR, arXiv:1611.07725"
     cost = "each step: one forward pass; an epoch: memory more samples; memory: the exemplars, one network; constant"
 

@@ -57,6 +57,7 @@ class LUCIR(Exemplars):
     signed: bool = True
 
     helps = {"task": {}, "class": {}}
+    recordable = True
     citation = "Hou, Pan, Loy, Wang & Lin, 2019, CVPR"
     cost = "each step: one forward pass; an epoch: memory more samples; memory: the exemplars, one network; constant"
 

@@ -54,6 +54,7 @@ class PackNet(Method):
     prune_last: bool = False
 
     family = "architecture"
+    recordable = True
     scenarios = ("task",)
     citation = "Mallya & Lazebnik, 2018, CVPR, arXiv:1711.05769, section 3"
     cost = "training 1 + retrain times as long; memory: 2 bytes a weight; constant in the tasks, room shrinks"
@@ -139,9 +140,11 @@ class PackNet(Method):
             release(learner.params[name], owner, task + 1, self.released)
         for name, kept in learner.state.get("kept", Bag()).items():
             kept.copy_(learner.params[name])
-        if epochs := math.ceil(self.retrain * learner.options.epochs):
-            options = dataclasses.replace(learner.options, lr=self.rate_cut * learner.options.lr)
-            learner.train([task], epochs, options=options, recorded=False)
+        o = learner.options
+        if self.retrain:
+            again = lambda n: n and math.ceil(self.retrain * n)
+            more = {"steps": again(o.steps), "epochs": again(o.epochs), "lr": self.rate_cut * o.lr}
+            learner.train([task], options=dataclasses.replace(o, **more), recorded=False)
 
     def grow(self, state, growth):
         if not all((owner == FREE).any() for owner in state.owner.values()):

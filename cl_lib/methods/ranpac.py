@@ -38,8 +38,8 @@ class RanPAC(Moments):
         x, _ = learner.example()
         with torch.no_grad():
             d = super().given(learner.net(), x[None], Bag()).shape[-1]
-        drawn = [torch.randn(d, self.width, generator=g, device=g.device) for g in learner.random()]
-        return Bag(projection=torch.stack(drawn).to(learner.dtype) / d**0.5)
+        drawn = [torch.randn(d, self.width, generator=g) for g in learner.random()]
+        return Bag(projection=torch.stack(drawn).to(learner.device, learner.dtype) / d**0.5)
 
     def given(self, net, x, state):
         return (super().given(net, x, state) @ state.projection).relu()

@@ -90,8 +90,7 @@ class SupSup(Method):
     def before_task(self, net, task, state):
         with torch.no_grad():
             for score in net.params.values():
-                g = task.generator
-                drawn = torch.rand(score.shape, generator=g, device=g.device)
+                drawn = torch.rand(score.shape, generator=task.generator).to(score.device)
                 score.copy_((2 * drawn - 1) / math.sqrt(score[0].numel()))
         for name, b in net.buffers.items():
             if is_statistic(name):

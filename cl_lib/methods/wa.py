@@ -35,6 +35,7 @@ class WA(Exemplars):
     positive: bool = True  # the head's weights are at least 0
 
     helps = {"class": {}}
+    recordable = True
     citation = "Zhao, Xiao, Gan, Zhang & Xia, 2020, CVPR, arXiv:1911.07053"
     cost = "each step: one forward pass; an epoch: memory more samples; memory: the exemplars, one network; constant"
 

@@ -63,6 +63,7 @@ class XDER(Method):
     decay: Share = 0.85  # γ
 
     family = "class-incremental"
+    recordable = True
     scenarios = ("task", "class")
     helps = {"task": {}, "class": {}}
     citation = "Boschini, Bonicelli, Buzzega, Porrello & Calderara, 2022, TPAMI, arXiv:2201.00766"
@@ -90,14 +91,16 @@ class XDER(Method):
     # --- a step ------------------------------------------------------------------------------------------
 
     def before_step(self, learner, batch, state):
-        draw = lambda count, name: draw_replay(learner, batch, state.buffer, count, name)
+        draw = lambda count, name: draw_replay(learner, batch, state.buffer, count, name, filled="task")
         if self.strength:
             draw(self.replay_batch, "replay")
         if self.label_strength:
             draw(self.replay_batch, "labelled")
         if self.contrast and batch.later:
             x, y = batch.raw[:, : self.contrast_batch], batch.y[:, : self.contrast_batch]
-            extra = buffers.draw(state.buffer, self.contrast_batch, learner.random(batch.positions))
+            draws, extra = learner.draws(batch.positions), None
+            if not batch.first_task:
+                extra = buffers.draw(state.buffer, self.contrast_batch, draws, sure=True)
             if extra is not None:
                 x = torch.cat([x, learner.seen(extra, batch.positions)], 1)
                 y = torch.cat([y, extra.y], 1)
@@ -153,15 +156,14 @@ class XDER(Method):
     @torch.no_grad()
     def after_step(self, learner, batch, state):
         """Write into the rows of replayed samples, in place."""
-        buffer, generators = state.buffer, learner.random(batch.positions)
+        buffer, random = state.buffer, learner.draws(batch.positions)
         for name in ("replay", "labelled"):
             if name not in batch:
                 continue
             at, y = batch[name].place, batch[name].y  # [G, B]
-            draws = torch.stack([torch.rand(at.shape[1], generator=g, device=g.device) for g in generators])
             seed = torch.arange(len(at), device=at.device)[:, None]
             counts = buffer.updates[seed, at] + 1
-            chosen = draws.to(at.device) * counts < 1
+            chosen = random.uniform(at.shape[1]) * counts < 1
             twice = (at[:, :, None] == at[:, None, :]).triu(1).any(-1)  # of equals the last is written
             at = torch.where(twice, buffers.capacity(buffer), at)
             new = implanted(buffer.logits[seed, at], batch.out[name], y, ~batch.old, self.decay)

@@ -60,7 +60,7 @@ class Networks:
         self.buffers = {k: t for k, t in placed.items() if k not in trained}
         if self.moments is not None:
             self.moments = Bag()
-        if before and all(before.get(k) is t for k, t in self.params.items()):
+        if before.keys() == self.params.keys() and all(before[k] is t for k, t in self.params.items()):
             return  # the leaves lie where they lay
         seeds = range(len(next(iter(placed.values()))))
         self.leaves = [{k: p[i].detach().requires_grad_() for k, p in self.params.items()} for i in seeds]
@@ -100,7 +100,7 @@ class Networks:
 
     def finite(self) -> list[bool]:
         """Whether every parameter of each seed is a number."""
-        return torch.stack([p.isfinite().flatten(1).all(1) for p in self.params.values()]).all(0).tolist()
+        return torch.stack([p.isfinite().reshape(len(p), -1).all(1) for p in self.params.values()]).all(0).tolist()
 
 
 def with_rows(module: nn.Module, tensors: dict[str, Tensor], more: int, generators: list) -> tuple[nn.Module, dict]:

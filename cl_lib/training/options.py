@@ -131,6 +131,11 @@ class Options:
                 check(f"groups[{pattern!r}][{name!r}]", value, known[name], A_RUN)
 
     @property
+    def chunk(self) -> int | None:
+        """How many steps count as an epoch under a budget of steps, the last ones apart; None without a budget."""
+        return None if self.steps is None else min(CHUNK, self.steps)
+
+    @property
     def rounds(self) -> int:
         """How often a task's losses are averaged and its patience is asked: after epochs, or hundreds of steps."""
         return self.epochs if self.steps is None else math.ceil(self.steps / CHUNK)
