@@ -19,7 +19,7 @@ from cl_lib.methods.er import ER
 from cl_lib.methods.mir import most_interfered
 from cl_lib.nets.networks import resnet18
 from cl_lib.replay import buffers
-from cl_lib.seeds import Bag, generator
+from cl_lib.seeds import Bag, Draws
 
 from helpers import QUICK, close, rng, same, stream
 
@@ -514,8 +514,9 @@ def test_dgr_generator_is_a_vae_under_adam():
         for part in ("encoder", "decoder")
     }  # fmt: skip
     optimizer = torch.optim.Adam([p for n in nets.values() for p in n.parameters()], lr=0.01)
-    chance = generator(0, "method")
-    chance.set_state(learner.generators["method"][0].get_state())
+    learner.draws((0,))
+    chance = Draws(learner.keys["method"], learner.counts["method"].clone(), (0,))
+    drawn = lambda n: chance.normal(3 * n, torch.double).view(n, 3)
 
     def theirs(x, noise, share):
         mean, log_variance = nets["encoder"](x).chunk(2, 1)
@@ -530,10 +531,9 @@ def test_dgr_generator_is_a_vae_under_adam():
         assert (x.min() >= 0 and x.max() <= 1) or batch.task_index
         x, share = x.clamp(0, 1), torch.full((8,), 1 / 8 / (batch.task_index + 1), dtype=torch.double)
         if batch.task_index:
-            z = torch.randn(8, 3, generator=chance).double()
-            torch.testing.assert_close(batch.dreams[0], old(z).sigmoid().detach())
+            torch.testing.assert_close(batch.dreams[0], old(drawn(8)).sigmoid().detach())
             x, share = torch.cat([x, batch.dreams[0]]), share.repeat(2)  # 1/2 and 1 − 1/2
-        noise = torch.randn(len(x), 3, generator=chance).double()
+        noise = drawn(len(x))
         torch.testing.assert_close(
             dgr.bound({k: w[0] for k, w in before[-1].items()}, x, share, noise), theirs(x, noise, share)
         )
