@@ -45,6 +45,10 @@ LIMITS = {  # training time over the bare loop's
     "gem": 4.0,
     "gpm": 2.0,
     "upgd": 2.5,
+    "lwf_mc": 2.6,
+    "icarl": 2.6,
+    "lucir": 3.0,
+    "xder": 5.0,
 }
 FASTER = 2.2  # than Avalanche
 RELEARNS = {"joint"}  # trains on all data so far, and so does the bare loop beside it

@@ -14,6 +14,7 @@ def floors(sizes=(784, 400, 400, 10), batch=128, tasks=5, gem=100) -> dict[str, 
     backward = forward + sum(i * o for i, o in layers[1:])  # to the weights; to the inputs, but for the first layer
     step = forward + backward
     later = (tasks - 1) / tasks  # tasks that have a past
+    exemplars = 1 + later * 500 / 12_000  # trained on beside 12,000 new samples
     kronecker = sum(o * o * (i + 1) + o * (i + 1) ** 2 for i, o in layers) / (batch * step)
     return {
         "finetune": (1.0, "one forward and one backward pass"),
@@ -33,5 +34,8 @@ def floors(sizes=(784, 400, 400, 10), batch=128, tasks=5, gem=100) -> dict[str, 
         ),
         "gem": (1 + (tasks - 1) / 2 * gem / batch, f"passes over {gem} images of each earlier task; and the dual"),
         "gpm": (1.0, "and the projection, 2 · out · in · kept directions of every layer"),
+        "lwf_mc": (1 + later * forward / step, "the teacher's forward pass"),
+        "icarl": (exemplars * (1 + later * forward / step), "the teacher's pass; 500 exemplars beside the data"),
+        "xder": (1 + 2 * later + (1 + later) * 64 / batch, "two draws from the buffer; 64 new and 64 stored views"),
         "upgd": (1.0, "a normal draw for each parameter; moves 10 arrays: trace 4, its maximum 1, noise 1, step 4"),
     }

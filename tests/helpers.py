@@ -1,12 +1,14 @@
 """What many tests look at: small streams, quick training, a task by itself, numbers that are always the same."""
 
+import copy
+
 import numpy as np
 import torch
 from torch import nn
 
 import cl_lib
 from cl_lib.nets.net import Net
-from cl_lib.seeds import Draws, keys
+from cl_lib.seeds import Bag, Draws, keys
 
 QUICK = {"epochs": 1, "batch_size": 8, "hidden": (16,), "lr": 0.02, "progress": False}
 TWICE = QUICK | {"epochs": 2}
@@ -78,3 +80,38 @@ def close(a, b, **how):
 def of_seed(result, seed):
     """The tensors of one seed's network, by name."""
     return {name: w[result.seeds.index(seed)] for name, w in result.weights.items()}
+
+
+SHARED = {
+    "old",
+    "seen",
+    "present",
+    "rows",
+    "heads",
+    "apart",
+    "task_index",
+    "epoch",
+    "seeds",
+    "balanced",
+    "owners",
+    "later",
+}
+
+
+def one(batch, learner):
+    """A batch of a learner with one seed, as a hook for one model meets it."""
+    strip = lambda v: Bag({k: strip(w) for k, w in v.items()}) if isinstance(v, Bag) else v[0]
+    whole = lambda k, v: v is None or isinstance(v, bool | int) or (k in SHARED and not (k == "rows" and v.dim() == 3))
+    return Bag({k: v if whole(k, v) else strip(v) for k, v in batch.items() if k != "out"}, out=Bag())
+
+
+def batches(learner, task=None):
+    """Learn a task and collect its steps: (batch as one model sees it, network before it)."""
+    seen, before = [], [copy.deepcopy(learner.net().snapshot())]
+
+    def look(learner, batch):
+        seen.append((one(batch, learner), before[-1]))
+        before.append(copy.deepcopy(learner.net().snapshot()))
+
+    learner.learn(task, on_step=look)
+    return seen

@@ -45,6 +45,7 @@ class Trainer(Protocol):
     def net(self, position: int = 0, training: bool = False): ...
     def random(self, positions=None, purpose="method") -> list[torch.Generator]: ...  # one a seed, once in a while
     def draws(self, positions, purpose="method") -> Draws: ...  # random numbers of a step, on the device
+    def room(self, gradients=True) -> int: ...  # how many samples may go through each network at a time
     def example(self) -> tuple[Tensor, Tensor]: ...  # one sample as the network meets it, and its output row
     def sample(self, position=0, task=0, index=None, part="train") -> Bag: ...  # samples as a buffer keeps them
     def seen(self, samples: Bag, positions) -> Tensor: ...  # stored samples [G, B, …] as the network meets them
@@ -193,6 +194,10 @@ class Method:
     def stored(self, learner) -> dict[str, int]:
         """Bytes for one seed that it keeps beside ``state``: old data that it reads from the stream again, say."""
         return {}
+
+    def passes(self, batch_size: int) -> int:
+        """How many samples a step sends through the network with a gradient: what an estimate of memory counts."""
+        return batch_size
 
     def check(self, learner) -> None:
         """Raise :class:`~cl_lib.errors.InputError` where the settings break what the method promises."""

@@ -66,6 +66,9 @@ class Combined(Method, registered=False):
         for p in self.parts:
             yield from p.members()
 
+    def passes(self, batch_size):
+        return batch_size + sum(p.passes(batch_size) - batch_size for p in self.parts)
+
     def check(self, learner):
         for p in self.parts:
             p.check(self._seen(learner, p))

@@ -48,6 +48,9 @@ class DER(Method):
     def check(self, learner):
         warn_if_small(self, learner)
 
+    def passes(self, batch_size):
+        return batch_size + (batch_size if self.replay_batch is None else self.replay_batch)
+
     def start(self, learner):
         unused = {"y", "task"} - set(learner.stream.view.needs)
         return Bag(buffer=start_buffer(learner, self.memory, unused, logits=self.logits(learner)))

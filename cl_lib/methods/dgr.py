@@ -60,12 +60,16 @@ class DGR(Method):
     generator: Literal["beside", "after"] = "beside"  # when it learns, of the classifier
 
     family = "replay"
+    recordable = True
     helps = {"class": {}, "domain": {}}
     citation = "Shin et al., 2017, NeurIPS, arXiv:1705.08690; van de Ven & Tolias, 2018, arXiv:1809.10635"
     cost = "each step: replay_batch more samples, a step of the generator on both; memory: 4 generators, 1 network"
 
     def has(self, hook):
         return super().has(hook) and not (hook == "fit" and self.generator == "beside")
+
+    def passes(self, batch_size):
+        return batch_size + (batch_size if self.replay_batch is None else self.replay_batch)
 
     def start(self, learner):
         x, _ = learner.example()

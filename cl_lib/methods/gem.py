@@ -86,6 +86,7 @@ class GEM(Method):
             return
         old = Bag({k: t.flatten(1, 2) for k, t in state.old.items()})  # [G, k · share, …]
         groups, tasks, share = state.old.y.shape
+        batch.part = max(1, learner.room() // tasks)
         batch.old_x = learner.seen(old, batch.positions).unflatten(1, (tasks, share))
         of = torch.arange(tasks, device=old.y.device).expand(groups, -1)
         rows = learner.rows_of(of, batch.seen)  # [G, k, C]
@@ -126,19 +127,25 @@ class GEM(Method):
     def direct(self, grads, net, batch, state):
         if "old_x" not in batch:
             return grads
-        old = gradients(net, Bag(x=batch.old_x, y=state.old.y, held=state.held), batch.get("old_rows"))
+        stored = Bag(x=batch.old_x, y=state.old.y, held=state.held)
+        old = gradients(net, stored, batch.get("old_rows"), batch.part)
         return project(grads, old, self.margin, self.ridge, self.relative)
 
 
-def gradients(net, state: Bag, rows: Tensor | None) -> dict:
-    """One gradient for each old task on its whole memory, ``[k, …]``, in one pass over all of them."""
+def gradients(net, state: Bag, rows: Tensor | None, part: int | None = None) -> dict:
+    """One gradient for each old task on its whole memory, ``[k, …]``, in passes over ``part`` samples of each."""
 
-    def loss(params, x, y, held, rows):
+    def loss(params, x, y, place, held, rows):
         each = cross_entropy(Net(net.module, params, net.buffers, False)(x), y, rows, reduction="none")
-        return (each * (torch.arange(len(y), device=y.device) < held)).sum() / held
+        return (each * (place < held)).sum() / held
 
-    dims = (None, 0, 0, 0, None if rows is None else 0)
-    return vmap(grad(loss), in_dims=dims)(net.params, state.x, state.y, state.held, rows)
+    share = state.y.shape[1]
+    place, total = torch.arange(share, device=state.y.device), None
+    each = vmap(grad(loss), in_dims=(None, 0, 0, None, 0, None if rows is None else 0))
+    for x, y, at in zip(*(t.split(part or share, d) for t, d in ((state.x, 1), (state.y, 1), (place, 0))), strict=True):
+        own = each(net.params, x, y, at, state.held, rows)
+        total = own if total is None else {name: g + own[name] for name, g in total.items()}
+    return total
 
 
 def project(grads: dict, old: dict, margin: float = 0.0, ridge: float = 0.0, relative: bool = True) -> dict:

@@ -83,15 +83,19 @@ class GPM(Method):
     def after_task(self, net, task, state):
         if self.off:
             return state
-        inputs = net.taps(task.data(self.samples)[0])[1]
+        of, factors = layers(net), {}
+        for x in task.data(self.samples)[0].split(task.learner.room()):
+            inputs = net.taps(x)[1]
+            for name, layer in of.items():
+                factors[name] = columns(layer, inputs[name.rpartition(".")[0]], factors.get(name))
         free = head_of(net.module) if task.learner.stream.scenario == "task" else None
         bases, shares = Bag(), []
-        for i, (name, layer) in enumerate(layers(net).items()):
+        for i, (name, layer) in enumerate(of.items()):
             width = layer.weight[0].numel() + (layer.bias is not None)
             M = state.bases[name] if state else net.params[name].new_zeros(width, 0)
             M = M[:, M.any(0)]  # without what pads it to other seeds' width
             if layer is not free:
-                M = grown(M, columns(layer, inputs[name.rpartition(".")[0]]), self.energy(task.index, i))
+                M = grown(M, factors[name].mT, self.energy(task.index, i))
             bases[name] = M
             shares.append(M.shape[1] / width)
         task.learner.curve("occupied", task.index, task.position, shares)
@@ -125,21 +129,20 @@ def projected(grads: dict, bases: dict) -> dict:
     return {name: out[name] if name in out else torch.zeros_like(g) for name, g in grads.items()}
 
 
-def columns(layer: nn.Module, a: Tensor) -> Tensor:
-    """R [d, ≤ d]: a square factor with the singular values and left singular vectors of a layer's inputs, float64.
+def columns(layer: nn.Module, a: Tensor, R: Tensor | None = None) -> Tensor:
+    """R [≤ d, d], float64: Rᵀ has the singular values and left singular vectors of a layer's inputs as columns.
 
-    Column by column these are the inputs of a Linear layer, the patches of a Conv2d (of all its groups together),
-    with a 1 at the end where the layer has a bias.
+    They are the inputs of a Linear layer, the patches of a Conv2d (of all its groups together), with a 1 at the end
+    where the layer has a bias; those that ``R`` stands for were met before and count too.
     """
     rows = a.flatten(0, -2) if isinstance(layer, nn.Linear) else patches(layer, a)
-    R = None
     for part in rows.split(CHUNK):
         part = part.double()
         if layer.bias is not None:
             part = F.pad(part, (0, 1), value=1.0)
         part = part if R is None else torch.cat([R, part])
         R = torch.linalg.qr(part, mode="r")[1] if len(part) > part.shape[1] else part
-    return R.mT
+    return R
 
 
 def patches(layer: nn.Conv2d, a: Tensor) -> Tensor:

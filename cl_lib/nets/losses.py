@@ -32,6 +32,28 @@ def cross_entropy(logits: Tensor, y: Tensor, rows: Tensor | None = None, reducti
     return F.cross_entropy(masked(logits, rows), y, reduction=reduction)
 
 
+def binary_cross_entropy(
+    logits: Tensor, targets: Tensor, rows: Tensor | None = None, reduction: str = "mean"
+) -> Tensor:
+    r"""One logistic regression for each row that counts, −q log σ(z) − (1 − q) log(1 − σ(z)), the mean over the batch.
+
+    Its gradient in a logit is (σ(z) − q) over the number of samples, and with "mean" over that of rows. None reaches
+    the targets.
+
+    Arguments:
+        logits: z [B, C].
+        targets: q in [0, 1], [B, C].
+        rows: a mask [C], True where a row counts; None counts all.
+        reduction: over rows, "mean" or "sum".
+    """
+    if reduction not in ("mean", "sum"):
+        raise suggest(reduction, ("mean", "sum"), "reduction")
+    loss = F.binary_cross_entropy_with_logits(logits, targets.detach(), reduction="none")  # [B, C]
+    rows = torch.ones_like(loss[0]) if rows is None else rows.to(loss.dtype)
+    loss = (loss * rows).sum(-1).mean()
+    return loss / rows.sum().clamp(min=1) if reduction == "mean" else loss
+
+
 def distillation(
     logits: Tensor,
     teacher: Tensor,

@@ -100,14 +100,16 @@ def herd(features: Tensor, m: int) -> Tensor:
     of equally good rows, to rounding, the first. The first m' of them are those that ``herd(features, m')`` chooses.
     """
     n, features = len(features), features.double()
-    rounding = 64 * torch.finfo(features.dtype).eps * features.square().sum(1).amax()
-    mean, total = features.mean(0), torch.zeros_like(features[0])
-    taken, chosen = torch.zeros(n, dtype=torch.bool, device=features.device), []
+    features = features - features.mean(0)  # then the mean is 0, and the distance that of the sum
+    squares = features.square().sum(1)
+    rounding = 64 * torch.finfo(features.dtype).eps * squares.amax()
+    # ‖Σ + φ‖² = ‖Σ‖² + ‖φ‖² + 2 φ·Σ, of which the first is the same for all
+    products = features @ features.mT if 30 * min(m, n) > n and n <= 10_000 else None  # at most 800 MB
+    distance, chosen = squares.clone(), []
     for k in range(1, min(m, n) + 1):
-        distance = (k * mean - total - features).square().sum(1).masked_fill(taken, torch.inf)
         best = (distance <= distance.amin() + k * rounding).int().argmax()  # the first of equals
-        taken[best] = True
-        total = total + features[best]
+        distance += 2 * (features @ features[best] if products is None else products[best])
+        distance[best] = torch.inf
         chosen.append(best)
     return torch.stack(chosen) if chosen else torch.zeros(0, dtype=torch.int64, device=features.device)
 

@@ -42,6 +42,7 @@ METHODS = (
     ("gpm", "upgd", "gdumb", "hat", "packnet", "supsup"),
     ("pnn", "icarl", "lwfmc", "xder", "lucir", "oml"),
     ("flashback", "recl", "eidetic", "mer", "erace", "scr"),
+    ("wa", "ncm", "slda", "ranpac", "podnet", "bic"),
 )
 _PLACE = {key: (row, column) for row, keys in enumerate(METHODS) for column, key in enumerate(keys)}
 _BASELINES = {"finetune": INK, "joint": OCHRE}

@@ -13,7 +13,7 @@ from cl_lib.seeds import Bag, alike, put_back, take
 from cl_lib.training.lift import lifted
 from cl_lib.training.networks import Networks
 
-BATCH = 2048
+MOST = 2048  # images of a seed at a time
 
 
 @torch.no_grad()
@@ -28,6 +28,7 @@ def hits(
     part: str = "test",
     positions: Iterable[int] | None = None,
     at_once: int = 1,
+    images: int = MOST,
 ) -> tuple[Tensor, Tensor]:
     """Right answers and samples by task and output row, both ``[positions, tasks, C]`` on the host.
 
@@ -35,6 +36,7 @@ def hits(
         allowed: the rows that an answer may come from, for each task ``[T, C]``.
         positions: which of the seeds; None: all.
         at_once: how many seeds are tested together.
+        images: how many of each seed's images there is room for.
     """
     tasks = list(tasks)
     positions = list(range(len(seeds)) if positions is None else positions)
@@ -47,7 +49,7 @@ def hits(
             for start in range(0, len(some), at_once):
                 group = some[start : start + at_once]
                 index = torch.stack([indices[p] for p in group])
-                for cut in index.split(BATCH, 1):
+                for cut in index.split(min(images, MOST), 1):
                     x, y = stream.batch([seeds[p] for p in group], cut, task, part)
                     given = scores(networks, method, state, group, x.to(networks.dtype), told)
                     given = given.masked_fill(~allowed[task], -math.inf)

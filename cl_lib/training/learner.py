@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 
 from cl_lib.errors import InputError, PoorPairing
 from cl_lib.identity import provenance
+from cl_lib.nets import memory
 from cl_lib.nets.dropout import stackable
 from cl_lib.nets.net import Net
 from cl_lib.results.result import Result
@@ -103,6 +104,7 @@ class Learner:
             purpose: [generator(s, purpose) for s in self.seeds] for purpose in ("order", "augment", "method")
         }
         self.keys, self.counts = {}, Bag()
+        self._allowance, self._of_a_sample = memory.allowance(self.device), None
         self.recorder = Recorder(self.device) if self.capture else None
         self.begun: set[int] = set()
         self.done = self.met = 0
@@ -145,6 +147,7 @@ class Learner:
     def rebuild(self, module, tensors: dict[str, Tensor]) -> None:
         """Another network for every seed: its code, and all its parameters and buffers ``[S, …]`` by name."""
         self.networks.put(module, tensors)
+        self._of_a_sample = None
         if self.recorder is not None:
             self.recorder.clear()
 
@@ -312,6 +315,32 @@ class Learner:
             self.counts.setdefault(purpose, torch.zeros_like(self.keys[purpose]))
         return Draws(self.keys[purpose], self.counts[purpose], positions)
 
+    def room(self, gradients: bool = True) -> int:
+        """How many samples may go through each of the networks that are trained together, with or without gradients,
+        so that a pass takes no more than a share of the free memory (CUDA) or a stated bound."""
+        if self._of_a_sample is None:
+            self._of_a_sample = memory.of_a_sample(self.net(), self.example()[0][None])
+        size = self._of_a_sample.kept if gradients else self._of_a_sample.passing
+        return max(1, self._allowance // (self.seeds_at_once * size))
+
+    def needs(self) -> dict[str, int]:
+        """Bytes that training needs, by what for, counted from shapes: what :mod:`cl_lib.nets.memory` says of a sample,
+        the optimiser's moments and gradients of every seed, what the method keeps now, the data."""
+        self.room()
+        own = sum(t.nbytes for t in (*self.params.values(), *self.buffers.values()))
+        trained = sum(t.nbytes for t in self.params.values())
+        o, data = self.options, self.stream.data
+        moments = 2 if callable(o.optimizer) or o.optimizer != "sgd" else 1 if o.momentum else 0
+        share = self.seeds_at_once / len(self.seeds)
+        samples = self.method.passes(o.batch_size) * self.seeds_at_once
+        return {
+            "networks": own,
+            "optimiser": int(trained * (moments + 2 * share)),
+            "method": sum(t.nbytes for t in pytree.tree_leaves(self.state)),
+            "a step": int(1.5 * samples * self._of_a_sample.kept),
+            "data": sum(t.nbytes for t in (data.x, data.y, data.x_test, data.y_test)),
+        }
+
     def example(self) -> tuple[Tensor, Tensor]:
         """One training sample as the network meets it, and its output row: the shapes and types of a buffer."""
         index = self.stream.indices(self.seeds[0], 0)[None, :1]
@@ -359,7 +388,7 @@ class Learner:
         allowed = self.rows.allowed(self.met)
         return evaluation.hits(
             self.networks, self.method, self.state, self.stream, self.seeds, allowed, tasks, part, positions,
-            self.seeds_at_once,
+            self.seeds_at_once, self.room(gradients=False),
         )  # fmt: skip
 
     def _validated(self, tasks, positions) -> list[float]:

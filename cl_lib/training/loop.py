@@ -161,7 +161,7 @@ class Loop:
         state = take(self.state, group)
         if len(group) == 1:
             params = networks.leaves[group[0]]
-            first = lambda tree: pytree.tree_map(lambda t: t[0], tree)
+            first = lambda tree: pytree.tree_map_only(Tensor, lambda t: t[0], tree)
             buffers, state = first(take(networks.buffers, group)), first(state)
             batch = type(batch)({k: v if k in shared else first(v) for k, v in batch.items()})
             lift = lambda function, *_: function
@@ -169,7 +169,8 @@ class Loop:
             params, buffers = networks.of(group)
             params = {k: t.detach().requires_grad_() for k, t in params.items()}
             lift = lambda function, *dims: lifted(function, dims, self.method.key)
-        dims = type(batch)({k: None if k in shared else 0 for k in batch})
+        alike = lambda k, v: k in shared or not isinstance(v, Tensor | dict)
+        dims = type(batch)({k: None if alike(k, v) else 0 for k, v in batch.items()})
 
         with networks.autocast():
             loss, out = lift(self._objective, 0, 0, dims, 0)(params, buffers, batch, state)

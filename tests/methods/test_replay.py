@@ -21,30 +21,10 @@ from cl_lib.nets.networks import resnet18
 from cl_lib.replay import buffers
 from cl_lib.seeds import Bag, Draws
 
-from helpers import QUICK, close, rng, same, stream
+from helpers import QUICK, batches, close, rng, same, stream
 
 pytestmark = pytest.mark.filterwarnings("ignore::cl_lib.PoorPairing")
 FAST = QUICK | {"lr": 0.05}
-
-
-def one(batch, learner):
-    """A batch of a learner with one seed, as a hook for one model meets it."""
-    shared = {"old", "seen", "present", "rows", "heads", "apart", "task_index", "epoch", "seeds"}
-    strip = lambda v: Bag({k: strip(w) for k, w in v.items()}) if isinstance(v, Bag) else v[0]
-    whole = lambda k, v: v is None or isinstance(v, bool) or (k in shared and not (k == "rows" and v.dim() == 3))
-    return Bag({k: v if whole(k, v) else strip(v) for k, v in batch.items() if k != "out"}, out=Bag())
-
-
-def batches(learner, task=None):
-    """Learn a task and collect its steps: (batch as one model sees it, network before it)."""
-    seen, before = [], [copy.deepcopy(learner.net().snapshot())]
-
-    def look(learner, batch):
-        seen.append((one(batch, learner), before[-1]))
-        before.append(copy.deepcopy(learner.net().snapshot()))
-
-    learner.learn(task, on_step=look)
-    return seen
 
 
 # --- herding ---------------------------------------------------------------------------------------------

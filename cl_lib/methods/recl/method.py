@@ -135,6 +135,7 @@ class ReCL(Wrapper):
         dtype = getattr(torch, self.precision) if self.precision else learner.dtype
         cast = lambda tree: {k: t.to(dtype) if t.is_floating_point() else t for k, t in take(tree, group).items()}
         networks = learner.module, cast(learner.params), cast(learner.buffers)
+        part = max(1, learner.room() // 4)  # a gradient of a gradient keeps more
         states = [g.get_state() for g in learner.random(group, purpose="recl")]
 
         def search(settings):
@@ -147,7 +148,7 @@ class ReCL(Wrapper):
                 drawn.append([t.to(learner.device) for t in own])
             x, coefficients = (torch.stack(parts) for parts in zip(*drawn, strict=True))
             report = lambda step, loss: learner.report(task, "reconstruction", step, self.iterations, loss)
-            return reconstruction.search(*networks, x, coefficients, y, rows, settings, report)
+            return reconstruction.search(*networks, x, coefficients, y, rows, settings, report, part)
 
         naive = self.strategy == "naive"
         found = search(self.settings()) if naive else tuned(self, learner, task, group[0], search)

@@ -141,6 +141,18 @@ def loss_of(
         rows: mask ``[C]`` of the rows that the networks have been taught.
     """
     params = {k: p.detach().requires_grad_() for k, p in params.items()}
+    weighted, outputs = weighted_margins(module, params, buffers, x, coefficients, y, rows, settings)
+    weighted = weighted / (x.shape[1] if settings.averaged else 1)  # one backward pass for all samples of all networks
+    grads = torch.autograd.grad(weighted, list(params.values()), create_graph=True, materialize_grads=True)
+    grads, head = dict(zip(params, grads, strict=True)), head_names(module, outputs)
+    fixed = {k: p.detach() for k, p in params.items()}
+    fit = over_seeds(lambda θ, g: residual(θ, g, head, rows), fixed, grads)
+    least = over_seeds(lambda c: lambda_loss(c, settings.lambda_min), coefficients)
+    return fit, least, over_seeds(prior_loss, x)
+
+
+def weighted_margins(module, params, buffers, x, coefficients, y, rows, settings) -> tuple[Tensor, int]:
+    """Σ λ_i Δ_i over the samples of all networks, whose gradient has σ(αx) as ReLU's derivative; how many outputs."""
 
     def forward(params, buffers, x):
         return Net(module, params, buffers, training=False)(x)
@@ -151,14 +163,43 @@ def loss_of(
         else:
             logits = torch.func.vmap(forward)(params, buffers, x)
         delta = over_seeds(lambda logits: margins(logits, y, rows), logits)  # [G, m]
-        m = x.shape[1] if settings.averaged else 1
-        weighted = (coefficients * delta).sum() / m  # one backward pass for all samples of all networks
-        grads = torch.autograd.grad(weighted, list(params.values()), create_graph=True, materialize_grads=True)
-    grads, head = dict(zip(params, grads, strict=True)), head_names(module, logits.shape[-1])
-    fixed = {k: p.detach() for k, p in params.items()}
-    fit = over_seeds(lambda θ, g: residual(θ, g, head, rows), fixed, grads)
+        return (coefficients * delta).sum(), logits.shape[-1]
+
+
+def descent(module, params, buffers, x, coefficients, y, rows, settings, part: int | None = None):
+    """The loss ``[G]`` and its gradients by samples and coefficients, over ``part`` samples at a time.
+
+    In parts: g = Σ_i λ_i ∇Δ_i is summed first, without a graph; the fit's gradient in x_i is then that of
+    −2 ⟨θ − g, λ_i ∇Δ_i⟩ with θ − g held fixed. That takes two passes instead of one, and the same numbers.
+    """
+    m = x.shape[1]
+    if part is None or part >= m:
+        fit, least, prior = loss_of(module, params, buffers, x, coefficients, y, rows, settings)
+        loss = fit + settings.lambda_weight * least + prior
+        return loss, torch.autograd.grad(loss.sum(), (x, coefficients))
+    leaves = {k: p.detach().requires_grad_() for k, p in params.items()}
+    cuts, denominator = [slice(i, i + part) for i in range(0, m, part)], m if settings.averaged else 1
+
+    def pulled(cut, graph):
+        weighted = weighted_margins(module, leaves, buffers, x[:, cut], coefficients[:, cut], y[cut], rows, settings)[0]
+        return torch.autograd.grad(
+            weighted / denominator, list(leaves.values()), create_graph=graph, materialize_grads=True
+        )
+
+    g = [sum(parts).detach() for parts in zip(*(pulled(cut, False) for cut in cuts), strict=True)]
+    g = {name: t.requires_grad_() for name, t in zip(leaves, g, strict=True)}
+    head, fixed = head_names(module, len(rows)), {k: p.detach() for k, p in params.items()}
+    fit = over_seeds(lambda θ, g: residual(θ, g, head, rows), fixed, g)
+    pull = torch.autograd.grad(fit.sum(), list(g.values()))
     least = over_seeds(lambda c: lambda_loss(c, settings.lambda_min), coefficients)
-    return fit, least, over_seeds(prior_loss, x)
+    prior = over_seeds(prior_loss, x)
+    rest = settings.lambda_weight * least + prior
+    gradients = [t.clone() for t in torch.autograd.grad(rest.sum(), (x, coefficients))]
+    for cut in cuts:
+        along = sum((a * b).sum() for a, b in zip(pulled(cut, True), pull, strict=True))
+        for total, own in zip(gradients, torch.autograd.grad(along, (x, coefficients)), strict=True):
+            total += own
+    return (fit + rest).detach(), gradients
 
 
 # --- the search -------------------------------------------------------------------------------------------
@@ -178,7 +219,7 @@ def start(m: int, shape: tuple[int, ...], spread: float, generator: torch.Genera
 
 def search(
     module: nn.Module, params: dict, buffers: dict, x: Tensor, coefficients: Tensor, y: Tensor, rows: Tensor,
-    settings: Settings, report: Callable[[int, Tensor], None] | None = None,
+    settings: Settings, report: Callable[[int, Tensor], None] | None = None, part: int | None = None,
 ) -> Bag:  # fmt: skip
     """Minimise L over samples and coefficients, by SGD with momentum: the best that was met, for each of G networks.
 
@@ -186,7 +227,7 @@ def search(
 
     Returns a Bag: ``x`` ``[G, m, …]``, ``coefficients`` ``[G, m]``, ``loss`` ``[G]`` at the best, ``curve``
     ``[G, iterations]`` (NaN after a search has ended), ``size`` ``[G]``, the ‖θ‖² that λ = 0 would leave.
-    ``report(iteration, loss)`` is called now and then.
+    ``report(iteration, loss)`` is called now and then. ``part`` is how many samples there is room for at a time.
     """
     nothing = torch.zeros_like(coefficients)
     size = loss_of(module, params, buffers, x, nothing, y, rows, settings)[0].detach()
@@ -197,9 +238,7 @@ def search(
     since, curve = torch.zeros_like(size), []
     wide = lambda t, like: t.reshape(-1, *[1] * (like.dim() - 1))
     for step in range(settings.iterations):
-        fit, least, prior = loss_of(module, params, buffers, x, coefficients, y, rows, settings)
-        loss = fit + settings.lambda_weight * least + prior
-        gradients = torch.autograd.grad(loss.sum(), (x, coefficients))
+        loss, gradients = descent(module, params, buffers, x, coefficients, y, rows, settings, part)
         with torch.no_grad():
             loss = loss.detach()
             alive = since < (settings.stop or torch.inf)
