@@ -21,7 +21,7 @@ from cl_lib.nets.networks import resnet18
 from cl_lib.replay import buffers
 from cl_lib.seeds import Bag, Draws
 
-from helpers import QUICK, batches, close, rng, same, stream
+from helpers import QUICK, batches, close, draws, rng, same, stream
 
 pytestmark = pytest.mark.filterwarnings("ignore::cl_lib.PoorPairing")
 FAST = QUICK | {"lr": 0.05}
@@ -388,7 +388,7 @@ def test_gdumb_schedule_restarts_after_1_2_4_epochs():
 @pytest.mark.parametrize("probability", [0.0, 0.5, 1.0])
 def test_cutmix_pastes_a_box_and_counts_it(probability):
     x = torch.rand(40, 6, 2, 8, 10, generator=rng(3))  # 40 seeds
-    mixed, partner, kept = gdumb.cut_and_mix(x, probability, [rng(s) for s in range(40)])
+    mixed, partner, kept = gdumb.cut_and_mix(x, probability, draws(*range(40)))
     changed = 0
     for s in range(40):
         assert sorted(partner[s].tolist()) == list(range(6))
@@ -727,3 +727,10 @@ def test_one_pass_serves_both_batches_with_the_batch_norm_of_the_whole():
     torch.testing.assert_close(torch.cat([net.features(a), net.features(b)]), alone.features(whole))
     for name, t in alone.buffers.items():
         torch.testing.assert_close(net.buffers[name], t)
+
+
+def test_mir_chooses_as_many_as_the_batch_has_from_five_times_as_many():
+    learner = Learner("mir", stream(), memory=100, **FAST)
+    learner.learn(), learner.learn()
+    for batch, _ in batches(learner):
+        assert len(batch.x) == 8 and len(batch.replay.x) == 40
