@@ -579,3 +579,12 @@ def test_beside_diagonal_ewc_on_a_correlated_problem():
         cost[key] = float(method.penalty(unseen, None, memory).detach())
     assert cost["ewc_kfac"] < 1e-3 * cost["ewc"] and cost["ewc_topk"] < 1e-3 * cost["ewc"], cost
     assert np.isfinite(list(cost.values())).all()
+
+
+@pytest.mark.parametrize("key", ["ewc", "lwf", *KEYS])
+def test_the_first_task_has_the_losses_of_fine_tuning(key):
+    """A penalty that has nothing to hold yet is 0, and no other constant."""
+    own, plain = (Learner(k, stream(), **(QUICK | {"epochs": 2})) for k in (key, "finetune"))
+    for learner in (own, plain):
+        learner.learn()
+    np.testing.assert_array_equal(own.records.losses[0, 0], plain.records.losses[0, 0])
