@@ -17,7 +17,7 @@ from cl_lib.nets.net import Net
 from cl_lib.nets.vectors import vector
 from cl_lib.seeds import Bag
 
-from helpers import QUICK, FakeTask, close, mlp, moved, net_of, random, stream
+from helpers import QUICK, FakeTask, close, draw_as_part, mlp, moved, net_of, random, stream
 
 pytestmark = pytest.mark.filterwarnings("ignore::cl_lib.PoorPairing")
 DOUBLE = QUICK | {"hidden": (8,), "dtype": "float64"}
@@ -351,7 +351,7 @@ def test_si_adds_to_other_methods():
     for pair, strength, alone in ((("er", "si"), "si.strength", "er"), (("si", "ewc"), "ewc.strength", "si")):
         both = Learner("+".join(pair), stream("domain"), **{strength: 0.0}, **DOUBLE)
         one = Learner(alone, stream("domain"), **DOUBLE)
-        one.generators["method"] = one.random(purpose=f"method of {alone}")  # what a part of a sum draws
+        draw_as_part(one, alone)
         for _ in range(3):
             both.learn(), one.learn()
         close(both.params, one.params)
