@@ -115,3 +115,11 @@ def batches(learner, task=None):
 
     learner.learn(task, on_step=look)
     return seen
+
+
+def draw_as_part(learner, key):
+    """Let a learner of one method draw what that method draws as a part of a sum."""
+    purpose = f"method of {key}"
+    learner.generators["method"] = learner.random(purpose=purpose)
+    learner.draws((0,), purpose)
+    learner.keys["method"], learner.counts["method"] = learner.keys[purpose], learner.counts[purpose]

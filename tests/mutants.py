@@ -90,6 +90,8 @@ def spoken(node: ast.AST) -> bool:
     if isinstance(node, ast.Call):
         name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
         return name in ASIDE
+    if isinstance(node, ast.keyword) and node.arg in ("strict", "fused"):  # changes no number
+        return True
     return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
 
 

@@ -17,7 +17,7 @@ from cl_lib.nets.net import Net
 from cl_lib.nets.vectors import vector
 from cl_lib.seeds import Bag
 
-from helpers import QUICK, FakeTask, close, mlp, moved, net_of, random, stream
+from helpers import QUICK, FakeTask, close, draw_as_part, mlp, moved, net_of, random, stream
 
 pytestmark = pytest.mark.filterwarnings("ignore::cl_lib.PoorPairing")
 DOUBLE = QUICK | {"hidden": (8,), "dtype": "float64"}
@@ -351,7 +351,7 @@ def test_si_adds_to_other_methods():
     for pair, strength, alone in ((("er", "si"), "si.strength", "er"), (("si", "ewc"), "ewc.strength", "si")):
         both = Learner("+".join(pair), stream("domain"), **{strength: 0.0}, **DOUBLE)
         one = Learner(alone, stream("domain"), **DOUBLE)
-        one.generators["method"] = one.random(purpose=f"method of {alone}")  # what a part of a sum draws
+        draw_as_part(one, alone)
         for _ in range(3):
             both.learn(), one.learn()
         close(both.params, one.params)
@@ -579,3 +579,12 @@ def test_beside_diagonal_ewc_on_a_correlated_problem():
         cost[key] = float(method.penalty(unseen, None, memory).detach())
     assert cost["ewc_kfac"] < 1e-3 * cost["ewc"] and cost["ewc_topk"] < 1e-3 * cost["ewc"], cost
     assert np.isfinite(list(cost.values())).all()
+
+
+@pytest.mark.parametrize("key", ["ewc", "lwf", *KEYS])
+def test_the_first_task_has_the_losses_of_fine_tuning(key):
+    """A penalty that has nothing to hold yet is 0, and no other constant."""
+    own, plain = (Learner(k, stream(), **(QUICK | {"epochs": 2})) for k in (key, "finetune"))
+    for learner in (own, plain):
+        learner.learn()
+    np.testing.assert_array_equal(own.records.losses[0, 0], plain.records.losses[0, 0])

@@ -19,9 +19,9 @@ from cl_lib.methods.er import ER
 from cl_lib.methods.mir import most_interfered
 from cl_lib.nets.networks import resnet18
 from cl_lib.replay import buffers
-from cl_lib.seeds import Bag, generator
+from cl_lib.seeds import Bag, Draws
 
-from helpers import QUICK, batches, close, rng, same, stream
+from helpers import QUICK, batches, close, draws, rng, same, stream
 
 pytestmark = pytest.mark.filterwarnings("ignore::cl_lib.PoorPairing")
 FAST = QUICK | {"lr": 0.05}
@@ -388,7 +388,7 @@ def test_gdumb_schedule_restarts_after_1_2_4_epochs():
 @pytest.mark.parametrize("probability", [0.0, 0.5, 1.0])
 def test_cutmix_pastes_a_box_and_counts_it(probability):
     x = torch.rand(40, 6, 2, 8, 10, generator=rng(3))  # 40 seeds
-    mixed, partner, kept = gdumb.cut_and_mix(x, probability, [rng(s) for s in range(40)])
+    mixed, partner, kept = gdumb.cut_and_mix(x, probability, draws(*range(40)))
     changed = 0
     for s in range(40):
         assert sorted(partner[s].tolist()) == list(range(6))
@@ -494,8 +494,9 @@ def test_dgr_generator_is_a_vae_under_adam():
         for part in ("encoder", "decoder")
     }  # fmt: skip
     optimizer = torch.optim.Adam([p for n in nets.values() for p in n.parameters()], lr=0.01)
-    chance = generator(0, "method")
-    chance.set_state(learner.generators["method"][0].get_state())
+    learner.draws((0,))
+    chance = Draws(learner.keys["method"], learner.counts["method"].clone(), (0,))
+    drawn = lambda n: chance.normal(3 * n, torch.double).view(n, 3)
 
     def theirs(x, noise, share):
         mean, log_variance = nets["encoder"](x).chunk(2, 1)
@@ -510,10 +511,9 @@ def test_dgr_generator_is_a_vae_under_adam():
         assert (x.min() >= 0 and x.max() <= 1) or batch.task_index
         x, share = x.clamp(0, 1), torch.full((8,), 1 / 8 / (batch.task_index + 1), dtype=torch.double)
         if batch.task_index:
-            z = torch.randn(8, 3, generator=chance).double()
-            torch.testing.assert_close(batch.dreams[0], old(z).sigmoid().detach())
+            torch.testing.assert_close(batch.dreams[0], old(drawn(8)).sigmoid().detach())
             x, share = torch.cat([x, batch.dreams[0]]), share.repeat(2)  # 1/2 and 1 − 1/2
-        noise = torch.randn(len(x), 3, generator=chance).double()
+        noise = drawn(len(x))
         torch.testing.assert_close(
             dgr.bound({k: w[0] for k, w in before[-1].items()}, x, share, noise), theirs(x, noise, share)
         )
@@ -727,3 +727,10 @@ def test_one_pass_serves_both_batches_with_the_batch_norm_of_the_whole():
     torch.testing.assert_close(torch.cat([net.features(a), net.features(b)]), alone.features(whole))
     for name, t in alone.buffers.items():
         torch.testing.assert_close(net.buffers[name], t)
+
+
+def test_mir_chooses_as_many_as_the_batch_has_from_five_times_as_many():
+    learner = Learner("mir", stream(), memory=100, **FAST)
+    learner.learn(), learner.learn()
+    for batch, _ in batches(learner):
+        assert len(batch.x) == 8 and len(batch.replay.x) == 40

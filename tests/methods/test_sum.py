@@ -16,7 +16,7 @@ from cl_lib.methods.ewc import EWC
 from cl_lib.methods.lwf import LwF
 from cl_lib.training.checkpoint import load_checkpoint, save_checkpoint
 
-from helpers import TWICE, same, stream
+from helpers import TWICE, draw_as_part, same, stream
 
 pytestmark = pytest.mark.filterwarnings("ignore::cl_lib.PoorPairing")
 
@@ -36,7 +36,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::cl_lib.PoorPairing")
 )
 def test_a_part_does_what_it_does_alone_with_random_numbers_of_its_own(alone, together, scenario):
     learner = Learner(alone, stream(scenario), **TWICE)
-    learner.generators["method"] = learner.random(purpose=f"method of {alone.key}")
+    draw_as_part(learner, alone.key)
     for _ in range(learner.stream.tasks):
         learner.learn()
     same(learner.result(), run(together, stream(scenario), **TWICE))
