@@ -45,6 +45,9 @@ LIMITS = {  # training time over the bare loop's
     "gem": 4.0,
     "gpm": 2.0,
     "upgd": 2.5,
+    "packnet": 1.3,
+    "pnn": 6.0,
+    "supsup": 3.0,
 }
 FASTER = 2.2  # than Avalanche
 RELEARNS = {"joint"}  # trains on all data so far, and so does the bare loop beside it

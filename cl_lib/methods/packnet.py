@@ -92,8 +92,8 @@ class PackNet(Method):
         return super().task(net, batch)
 
     def direct(self, grads, net, batch, state):
-        owner = {**state.owner, **state.rest}
-        return {name: g.masked_fill(owner[name] != batch.task_index + 1, 0) for name, g in grads.items()}
+        # in place, as fresh memory costs more here than arithmetic
+        return {name: g.contiguous().masked_fill_(state.shut[name], 0) for name, g in grads.items()}
 
     def predict(self, net, x, state, task):
         own = {name: net.params[name].masked_fill(owner > task + 1, 0) for name, owner in state.owner.items()}
@@ -110,6 +110,7 @@ class PackNet(Method):
             if name.rpartition(".")[0] == head:
                 free &= present.view(-1, *[1] * (free.dim() - 1))
             owner.masked_fill_(free, task.index + 1)
+        state.shut = Bag({name: owner != task.index + 1 for name, owner in (state.owner | state.rest).items()})
         if wanders(learner.options):
             state.kept = Bag({name: p.clone() for name, p in net.params.items()})
         return state
@@ -128,8 +129,7 @@ class PackNet(Method):
 
     def after_step(self, learner, batch, state):
         if "kept" in state:
-            owner = state.owner | state.rest
-            write_back(learner, batch.positions, state.kept, lambda name: owner[name] == batch.task_index + 1)
+            write_back(learner, batch.positions, state.kept, lambda name: ~state.shut[name])
 
     def fit(self, learner, task):
         learner.train([task])
@@ -137,6 +137,7 @@ class PackNet(Method):
             return
         for name, owner in learner.state.owner.items():
             release(learner.params[name], owner, task + 1, self.released)
+            learner.state.shut[name].copy_(owner != task + 1)
         for name, kept in learner.state.get("kept", Bag()).items():
             kept.copy_(learner.params[name])
         if epochs := math.ceil(self.retrain * learner.options.epochs):

@@ -165,10 +165,29 @@ class Masked(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         weights = {}
         for path, score in zip(self.paths.values(), self.scores.values(), strict=True):
-            strength = score.abs() if self.ones else score
-            through = self.mask(score) + (strength - strength.detach())
-            weights[path] = weight_at(self.network, path) * through
+            weights[path] = Through.apply(weight_at(self.network, path), score, self.mask(score), bool(self.ones))
         return functional_call(self.network, weights, (x,))
+
+
+class Through(torch.autograd.Function):
+    """W ⊙ M, with the gradient of W ⊙ |S|, or of W ⊙ S, in the scores S, and none in the fixed W."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(weight, score, mask, size):
+        return weight * mask
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        weight, score, _, ctx.size = inputs
+        ctx.save_for_backward(weight, score)
+
+    @staticmethod
+    def backward(ctx, grad):
+        weight, score = ctx.saved_tensors
+        slope = grad * weight
+        return None, slope * score.sign() if ctx.size else slope, None, None
 
 
 def weight_at(network: nn.Module, path: str) -> Tensor:
@@ -211,7 +230,7 @@ def largest(a: Tensor, ones: int) -> Tensor:
     cut, upto = threshold(flat, len(flat) - ones)
     tied = flat == cut
     kept = upto - (len(flat) - ones)  # so many of those at the cut
-    return ((flat > cut) | (tied & (tied.cumsum(0) <= kept))).view_as(a).to(a.dtype)
+    return ((flat > cut) | (tied & (tied.cumsum(0, dtype=torch.int32) <= kept))).view_as(a).to(a.dtype)
 
 
 def pack(mask: Tensor) -> Tensor:
