@@ -16,6 +16,7 @@ from cl_lib.seeds import Bag, padded
 
 OpenShare = Annotated[float, Bound(0, 1, open_low=True)]
 BITS = 8  # in a byte
+CHUNK = 2**15  # scores that are counted at once
 DIGIT = 16  # bits that one pass of `threshold` decides
 
 
@@ -208,18 +209,20 @@ def threshold(a: Tensor, j: int) -> tuple[Tensor, Tensor]:
     Floating-point numbers that are not negative are ordered as their bits are, read as integers: the answer is found
     sixteen bits at a time, with a count of each of their values. Sorting takes ten times as long.
     """
-    kind = {4: torch.int32, 8: torch.int64}[a.element_size()]
-    bits, inside = a.view(kind), torch.ones((), dtype=torch.int32, device=a.device).expand(a.shape)
+    kind, width = {4: torch.int32, 8: torch.int64}[a.element_size()], 8 * a.element_size()
+    parts = a.view(kind).split(CHUNK)  # large temporaries would take longer than the counting
     found, below = torch.zeros((), dtype=kind, device=a.device), torch.zeros((), dtype=torch.int64, device=a.device)
-    for shift in range(8 * a.element_size() - DIGIT, -1, -DIGIT):
-        digit = ((bits >> shift) & (2**DIGIT - 1)).long()
-        counts = torch.zeros(2**DIGIT, dtype=torch.int32, device=a.device).scatter_add(0, digit, inside)
+    for shift in range(width - DIGIT, -1, -DIGIT):
+        counts = torch.zeros(2**DIGIT, dtype=torch.int32, device=a.device)
+        for bits in parts:
+            alike = (bits >> shift >> DIGIT) == (found >> shift >> DIGIT)  # so far
+            counts = counts.scatter_add(0, ((bits >> shift) & (2**DIGIT - 1)).long(), alike.to(torch.int32))
         upto = counts.cumsum(0)
         at = (upto < j - below).sum()
         found = found | (at << shift).to(kind)
-        below = below + (upto - counts).gather(0, at[None])[0]
-        inside = inside * (digit == at)
-    return found.view(a.dtype), below + inside.sum()
+        within = counts.gather(0, at[None])[0]
+        below = below + upto.gather(0, at[None])[0] - within
+    return found.view(a.dtype), below + within
 
 
 def largest(a: Tensor, ones: int) -> Tensor:
