@@ -49,6 +49,9 @@ LIMITS = {  # training time over the bare loop's
     "icarl": 2.6,
     "lucir": 3.0,
     "xder": 5.0,
+    "packnet": 1.3,
+    "pnn": 6.0,
+    "supsup": 3.0,
 }
 FASTER = 2.2  # than Avalanche
 RELEARNS = {"joint"}  # trains on all data so far, and so does the bare loop beside it
