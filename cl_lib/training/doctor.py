@@ -80,13 +80,8 @@ def _compare(method: str, stream, place: torch.device) -> Iterator[tuple[bool, s
     yield difference <= CLOSE, f"{method}: weights of {how} are those of plain steps, to {difference:.0e}"
     if records:
         yield not every.recorder.refused, f"{method}: {_counts(every.recorder)}"
-    yield (
-        True,
-        (
-            f"{method}: ten seeds at once take {fast / one:.1f} times as long as one, and {slow / fast:.1f} times less than "
-            "one after the other as they are"
-        ),
-    )
+    times = f"{fast / one:.1f} times as long as one, {slow / fast:.1f} times less than one after the other"
+    yield True, f"{method}: ten seeds at once take {times}"
 
 
 def _trained(method, stream, place, seeds, at_once, capture) -> tuple[Learner, float]:
