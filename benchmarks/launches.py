@@ -5,6 +5,7 @@ what a step costs: launches where it is recorded as a CUDA graph (whose replay i
 those of an epoch's end among them.
 """
 
+import json
 import sys
 import warnings
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 import torch
 
 import cl_lib
+from cl_lib.identity import provenance
 from cl_lib.methods._registry import registry
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
@@ -66,3 +68,16 @@ def _difference(key, stream, seeds: int, capture: bool) -> tuple[float, float]:
             found.append(counts)
     steps = STEPS * (EPOCHS[1] - EPOCHS[0])
     return tuple((b - a) / steps for a, b in zip(*found, strict=True))
+
+
+def main() -> None:
+    """Write the counts of every method to a file, with where they come from."""
+    counts, where = count(sorted(registry())), provenance()
+    place = Path(sys.argv[1]) if len(sys.argv) > 1 else Path("_build/launches.json")
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.write_text(json.dumps({"origin": where, "launches": counts}, indent=1) + "\n")
+    print(place)
+
+
+if __name__ == "__main__":
+    main()
