@@ -3,6 +3,7 @@
 import copy
 import functools
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from cl_lib.methods.flashback import knowledge
 from cl_lib.methods.flashback.published import arm
 from cl_lib.nets.net import Net
 from cl_lib.seeds import Bag, flatten
+from cl_lib.studies import grids
 from cl_lib.training.checkpoint import load_checkpoint, save_checkpoint
 
 from helpers import QUICK, batches, close, of_seed, one, random, same, stream
@@ -563,3 +565,18 @@ def test_published_settings_make_learners(host, dataset):
         learner = Learner(method, digits(), **{"progress": False, **settings})
         assert learner.method.mode == name
         assert learner.method.host.key == host
+
+
+def test_grids_hold_the_published_settings():
+    file = Path(__file__).parents[2] / "notebooks/experiments/flashback.yaml"
+    grid, number = grids.read(file), 0
+    for study, arms in (("published", ("original", "flashback")), ("equal", ("original", None, "equal"))):
+        for dataset in ("cifar10", "cifar100"):
+            rows = [row for row in grids.cells(grid, f"{study}-{dataset}") if row["scenario"] == "class"]
+            for i, row in enumerate(rows):
+                grids.check(row)
+                if name := arms[i % len(arms)]:
+                    wanted = arm(row["host"], dataset, name)
+                    assert {key: row[key] for key in wanted} == wanted
+                    number += 1
+    assert number == 40
