@@ -19,6 +19,7 @@ from pathlib import Path
 
 import bare
 import figures
+import launches
 import pandas as pd
 import peers
 import torch
@@ -49,6 +50,9 @@ LIMITS = {  # training time over the bare loop's
     "icarl": 2.6,
     "lucir": 3.0,
     "xder": 5.0,
+    "packnet": 1.3,
+    "pnn": 6.0,
+    "supsup": 3.0,
 }
 FASTER = 2.2  # than Avalanche
 RELEARNS = {"joint"}  # trains on all data so far, and so does the bare loop beside it
@@ -63,6 +67,8 @@ def main():
     report.methods()
     for figure in figures.ALL if report.rounds else ():
         report.line(figure)
+    if report.rounds:
+        report.count_launches()
     if arguments.growth:
         report.grow(arguments.growth)
     report.say("\n" + report.table())
@@ -117,6 +123,7 @@ class Report:
         self.peers: dict = {k: [] for k in self.keys if self.peer and k in PEERS}
         self.lines: dict = {}
         self.growth: dict = {}
+        self.launches: dict = {}
 
     def say(self, text: str) -> None:
         print(text, flush=True)
@@ -167,6 +174,10 @@ class Report:
         about = {"what": figure.__doc__, "limit": figure.limit, "note": figure.note}
         self.lines[figure.__name__] = {**about, "ratios": ratios}
 
+    def count_launches(self) -> None:
+        """Counts, not times: they hold for every machine."""
+        self.launches = launches.count(self.keys) if launches.possible() else {}
+
     def grow(self, path: Path) -> None:
         """Milliseconds of a step and of the end of a task at the last of 5, 10 and 20 tasks, and the bytes kept."""
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -176,8 +187,8 @@ class Report:
             scenario = "domain" if "domain" in about["scenarios"] else about["scenarios"][0]
             for tasks in (5, 10, 20):
                 stream = cl_lib.permuted(few, tasks=tasks, scenario=scenario)
-                learner = self.work.learner(about["key"], stream=stream, lr=1e-3)  # Fishers add up: 0.05 diverges
                 try:
+                    learner = self.work.learner(about["key"], stream=stream, lr=1e-3)  # Fishers add up: 0.05 diverges
                     while learner.done < tasks:
                         learner.learn()
                 except cl_lib.InputError as error:  # a network that is full is an answer too
@@ -214,6 +225,12 @@ class Report:
             if ratios:
                 end = f"{spread(ratios):>20} {verdict(ratios, line['limit'])} {line['note']}".rstrip()
             out.append(f"{line['what']:<52} {end}")
+        if self.launches:
+            heads = "".join(f"{f'{n} seeds: recorded, as it is, waits':>42}" for n in (1, 10))
+            out.append(f"\n{'launches a step':<10}{heads}")
+            for key, at in self.launches.items():
+                cells = (f"{c['recorded']:22.1f} {c['as it is']:11.0f} {c['waits']:7.2f}" for c in at.values())
+                out.append(f"{key:<10} {' '.join(cells)}")
         if self.growth:
             out.append(f"\n{'at 5, 10, 20 tasks':<18} {'ms a step':>24} {'ms end of task':>24} {'bytes':>30}")
             for key, at in self.growth.items():
@@ -246,6 +263,7 @@ class Report:
             "avalanche": self.peers,
             "lines": self.lines,
             "growth": self.growth,
+            "launches": self.launches,
         }
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(everything, indent=1, default=float) + "\n")

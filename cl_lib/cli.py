@@ -36,14 +36,20 @@ COMMANDS = {
     "compare": "the same for several methods, in one table",
     "notebook": "run a chapter with your own parameters",
     "study": "run the experiments that a file describes",
+    "doctor": "check what this machine computes on, and that the fast way gives the plain one's numbers",
 }
-ELSEWHERE = {"notebook": "cl_lib.report.notebooks", "study": "cl_lib.studies.grids"}  # they need packages of their own
+ELSEWHERE = {  # what they need is imported only where they are called
+    "notebook": "cl_lib.report.notebooks",
+    "study": "cl_lib.studies.grids",
+    "doctor": "cl_lib.training.doctor",
+}
 EXAMPLES = {
     "": "methods | run ewc strength=300 --scenario domain --seeds 3 | compare finetune er joint --figure er.png",
     "run": "run er memory=500 --dataset mnist --epochs 1 | run ./my_method.py:MyMethod --scenario task",
     "compare": "compare finetune er joint --seeds 5 --jobs 2 | compare er memory=50 er memory=500 er memory=500 lr=0.1",
     "notebook": "notebook notebooks/02_deriving_forgetting.ipynb -p seeds 5",
     "study": "study notebooks/experiments/recl.yaml hosts --seeds 1",
+    "doctor": "doctor | doctor --device cuda:1",
 }
 FIGURES = (".png", ".svg", ".pdf")
 

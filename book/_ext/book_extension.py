@@ -110,6 +110,25 @@ class Speed(Reference):
         return self.rst([*table(rows, "speed"), "", said])
 
 
+class Launches(Reference):
+    """A table of what `benchmarks/launches.py` counted, from its JSON file named in the argument."""
+
+    required_arguments, optional_arguments = 1, 0
+
+    def run(self):
+        path = Path(self.env.srcdir, self.arguments[0])
+        self.env.note_dependency(str(path))
+        counted = json.loads(path.read_text())
+        rows = [["method", "as it is", "as it is, ten seeds", "recorded", "recorded, ten seeds", "waits"]]
+        for key, by_seeds in counted["launches"].items():
+            one, ten = by_seeds["1"], by_seeds["10"]
+            launches = [f"{of[kind]:.0f}" for kind in ("as it is", "recorded") for of in (one, ten)]
+            rows.append([f"``{key}``", *launches, f"{ten['waits']:.1f}"])
+        where = counted["origin"]
+        said = f"Counted with torch {where['torch']} at commit {where['commit'][:7]}" + " and changes" * where["dirty"]
+        return self.rst([*table(rows, "launches"), "", f"{said}."])
+
+
 def escaped(text: str) -> str:
     """Text whose special characters stand for themselves."""
     return re.sub(r"([*`|\\_])", r"\\\1", text)
@@ -138,6 +157,7 @@ def setup(app):
     without_thebe(app)
     app.connect("builder-inited", without_launch_buttons, priority=1)
     app.add_directive("speed", Speed)
+    app.add_directive("launches", Launches)
     app.add_directive("methods", Methods)
     app.add_directive("modules", Modules)
     return {"parallel_read_safe": True}

@@ -198,7 +198,7 @@ class Method:
         """Bytes for one seed that it keeps beside ``state``: old data that it reads from the stream again, say."""
         return {}
 
-    def passes(self, batch_size: int) -> int:
+    def step_samples(self, batch_size: int) -> int:
         """How many samples a step sends through the network with a gradient: what an estimate of memory counts."""
         return batch_size
 

@@ -92,7 +92,7 @@ class HAT(Method):
         steps = state.steps
         options = learner.options
         total = options.steps or options.epochs * steps
-        b = batch.progress * total - batch.epoch * steps  # from 0
+        b = (batch.progress * total).round() % steps  # from 0
         share = torch.where(steps > 1, b / (steps - 1).clamp(min=1), 1.0).clamp(max=1.0)
         batch.slope = (1 / self.slope + (self.slope - 1 / self.slope) * share).to(steps.dtype)
 

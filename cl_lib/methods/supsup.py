@@ -16,6 +16,7 @@ from cl_lib.seeds import Bag, padded
 
 OpenShare = Annotated[float, Bound(0, 1, open_low=True)]
 BITS = 8  # in a byte
+CHUNK = 2**15  # scores that are counted at once
 DIGIT = 16  # bits that one pass of `threshold` decides
 
 
@@ -164,10 +165,29 @@ class Masked(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         weights = {}
         for path, score in zip(self.paths.values(), self.scores.values(), strict=True):
-            strength = score.abs() if self.ones else score
-            through = self.mask(score) + (strength - strength.detach())
-            weights[path] = weight_at(self.network, path) * through
+            weights[path] = Through.apply(weight_at(self.network, path), score, self.mask(score), bool(self.ones))
         return functional_call(self.network, weights, (x,))
+
+
+class Through(torch.autograd.Function):
+    """W ⊙ M, with the gradient of W ⊙ |S|, or of W ⊙ S, in the scores S, and none in the fixed W."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(weight, score, mask, size):
+        return weight * mask
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        weight, score, _, ctx.size = inputs
+        ctx.save_for_backward(weight, score)
+
+    @staticmethod
+    def backward(ctx, grad):
+        weight, score = ctx.saved_tensors
+        slope = grad * weight
+        return None, slope * score.sign() if ctx.size else slope, None, None
 
 
 def weight_at(network: nn.Module, path: str) -> Tensor:
@@ -188,18 +208,20 @@ def threshold(a: Tensor, j: int) -> tuple[Tensor, Tensor]:
     Floating-point numbers that are not negative are ordered as their bits are, read as integers: the answer is found
     sixteen bits at a time, with a count of each of their values. Sorting takes ten times as long.
     """
-    kind = {4: torch.int32, 8: torch.int64}[a.element_size()]
-    bits, inside = a.view(kind), torch.ones((), dtype=torch.int32, device=a.device).expand(a.shape)
+    kind, width = {4: torch.int32, 8: torch.int64}[a.element_size()], 8 * a.element_size()
+    parts = a.view(kind).split(CHUNK)  # large temporaries would take longer than the counting
     found, below = torch.zeros((), dtype=kind, device=a.device), torch.zeros((), dtype=torch.int64, device=a.device)
-    for shift in range(8 * a.element_size() - DIGIT, -1, -DIGIT):
-        digit = ((bits >> shift) & (2**DIGIT - 1)).long()
-        counts = torch.zeros(2**DIGIT, dtype=torch.int32, device=a.device).scatter_add(0, digit, inside)
+    for shift in range(width - DIGIT, -1, -DIGIT):
+        counts = torch.zeros(2**DIGIT, dtype=torch.int32, device=a.device)
+        for bits in parts:
+            alike = (bits >> shift >> DIGIT) == (found >> shift >> DIGIT)  # so far
+            counts = counts.scatter_add(0, ((bits >> shift) & (2**DIGIT - 1)).long(), alike.to(torch.int32))
         upto = counts.cumsum(0)
         at = (upto < j - below).sum()
         found = found | (at << shift).to(kind)
-        below = below + (upto - counts).gather(0, at[None])[0]
-        inside = inside * (digit == at)
-    return found.view(a.dtype), below + inside.sum()
+        within = counts.gather(0, at[None])[0]
+        below = below + upto.gather(0, at[None])[0] - within
+    return found.view(a.dtype), below + within
 
 
 def largest(a: Tensor, ones: int) -> Tensor:
@@ -210,7 +232,7 @@ def largest(a: Tensor, ones: int) -> Tensor:
     cut, upto = threshold(flat, len(flat) - ones)
     tied = flat == cut
     kept = upto - (len(flat) - ones)  # so many of those at the cut
-    return ((flat > cut) | (tied & (tied.cumsum(0) <= kept))).view_as(a).to(a.dtype)
+    return ((flat > cut) | (tied & (tied.cumsum(0, dtype=torch.int32) <= kept))).view_as(a).to(a.dtype)
 
 
 def pack(mask: Tensor) -> Tensor:

@@ -362,7 +362,7 @@ class Learner:
         o, data = self.options, self.stream.data
         moments = 2 if callable(o.optimizer) or o.optimizer != "sgd" else 1 if o.momentum else 0
         share = self.seeds_at_once / len(self.seeds)
-        samples = self.method.passes(o.batch_size) * self.seeds_at_once
+        samples = self.method.step_samples(o.batch_size) * self.seeds_at_once
         return {
             "networks": own,
             "optimiser": int(trained * (moments + 2 * share)),
