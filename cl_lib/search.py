@@ -20,7 +20,7 @@ KINDS = ("log", "between", "among")
 
 def is_range(value) -> bool:
     """Whether a setting is a range to search. Raises InputError for one that cannot be meant."""
-    if not isinstance(value, dict):
+    if not isinstance(value, dict) or "milestones" in value:  # a schedule is a mapping that means itself
         return False
     kind, bounds = next(iter(value.items()), (None, None))
     number = lambda v: type(v) in (int, float) and math.isfinite(v)

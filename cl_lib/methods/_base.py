@@ -53,6 +53,9 @@ class Trainer(Protocol):
     def rows_of(self, tasks: Tensor, seen: Tensor) -> Tensor | None: ...  # [..., C]: rows that count for stored samples
     def augmented(self, x: Tensor, positions) -> Tensor: ...  # [G, B, …]
     def train(self, tasks, epochs=None, **more) -> None: ...  # more training, one loop
+    def each(self, call, task: int) -> Bag: ...  # what call(net, task, state) gives for each seed, [S, …]
+    def mark(self) -> Bag: ...  # everything that training moves, to go back to
+    def go_back(self, mark: Bag) -> None: ...
     def reset(self) -> None: ...  # every seed's initial network again
     def rebuild(self, module: nn.Module, tensors: dict[str, Tensor]) -> None: ...  # a network of other shapes
     def config(self) -> dict: ...  # what identifies the run

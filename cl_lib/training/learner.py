@@ -210,15 +210,45 @@ class Learner:
     def _once_a_seed(self, hook: str, task: int) -> None:
         if not self.method.has(hook):
             return
-        call, new = getattr(self.method, hook), {}
+        state = self.each(getattr(self.method, hook), task)
+        self.state = settled(self.state, state) if self.capture else state
+
+    def each(self, call: Callable, task: int) -> Bag:
+        """What ``call(net, task, state)`` gives for each seed's network, task and state, ``[S, …]``."""
+        new = {}
         for position in self.active:
             state = pytree.tree_map(lambda t, i=position: t[i], self.state)
             new[position] = call(self.net(position), Task(self, task, position), state)
         # a seed that was dropped keeps its place in the stack, with somebody else's state
         some = next(iter(new.values()))
         each = [new.get(position, some) for position in range(len(self.seeds))]
-        state = pytree.tree_map(lambda *ts: stack_padded([t.detach() for t in ts]), *each)
-        self.state = settled(self.state, state) if self.capture else state
+        return pytree.tree_map(lambda *ts: stack_padded([t.detach() for t in ts]), *each)
+
+    def mark(self) -> Bag:
+        """Everything that training moves, copied: networks, what the method and the optimiser keep, random numbers."""
+        random = {k: torch.stack([g.get_state() for g in gs]) for k, gs in self.generators.items()}
+        moved = Bag(networks=Bag(self.params | self.buffers), state=self.state, counts=self.counts)
+        if self.networks.moments is not None:
+            moved.moments = self.networks.moments
+        return Bag(pytree.tree_map(torch.clone, moved), random=Bag(random))
+
+    @torch.no_grad()
+    def go_back(self, mark: Bag) -> None:
+        """Put everything back, bit for bit, to where it was at a :meth:`mark`, which may be used again.
+
+        Tensors stay in their places. What was measured stays too, and a seed that diverged since stays out.
+        """
+        for name, tensor in (self.params | self.buffers).items():
+            tensor.copy_(mark.networks[name])
+        self.state = settled(self.state, pytree.tree_map(torch.clone, mark.state))
+        if self.networks.moments is not None:
+            self.networks.moments = pytree.tree_map(torch.clone, mark.moments)
+        for purpose, every in self.generators.items():
+            before = mark.random.get(purpose, [generator(seed, purpose).get_state() for seed in self.seeds])
+            for g, state in zip(every, before, strict=True):
+                g.set_state(state.clone())  # a row of a tensor is not enough for it
+        for purpose, counts in self.counts.items():
+            counts.copy_(mark.counts[purpose]) if purpose in mark.counts else counts.zero_()
 
     def train(
         self,

@@ -14,7 +14,10 @@ from helpers import QUICK, close, stream
 
 METHODS = sorted(registry())
 CASES = {f"{p.name}{list(case.values()) or ''}": (p, case) for p in PROMISES for case in p.cases}
-BRIEF = {"recl": {"samples": 20, "iterations": 10}}  # its defaults would take minutes
+BRIEF = {
+    "recl": {"samples": 20, "iterations": 10},  # its defaults would take minutes
+    "flashback": {"primary_epochs": 1, "flashback_epochs": 1},  # one epoch cannot be divided
+}
 OWNED = ("eidetic", "packnet", "pnn", "hat", "adapters", "supsup")  # what is frozen is owned by task
 REFUSES = {(key, "goes_on_when_a_task_is_appended") for key in OWNED} | {
     (key, "works_with_networks") for key in ("hat", "supsup")
