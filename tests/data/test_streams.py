@@ -408,9 +408,8 @@ def test_a_stream_that_sets_nothing_aside_has_the_name_that_it_had():
 
 def test_a_stream_with_classes_set_aside_grows():
     stream = split("digits", tasks=3, pretrain_classes=4)
-    new = stream.extended(
-        (torch.zeros(4, 1, 8, 8), torch.tensor([10, 10, 11, 11])), (torch.zeros(2, 1, 8, 8), torch.tensor([10, 11]))
-    )
+    images = torch.zeros(4, 1, 8, 8, dtype=torch.uint8)
+    new = stream.extended((images, torch.tensor([10, 10, 11, 11])), (images, torch.tensor([10, 10, 11, 11])))
     assert new.groups(0)[:3] == stream.groups(0) and len(new.groups(0)[3]) == 2
     assert torch.equal(new.pretraining(0)[0], stream.pretraining(0)[0])
 
