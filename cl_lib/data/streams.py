@@ -36,7 +36,7 @@ __all__ = ["Stream", "from_datasets", "permuted", "rotated", "shifted", "split"]
 OF_STREAM = [  # the options that users give; the others are for the functions below to decide
     name
     for name, p in inspect.signature(Stream).parameters.items()
-    if p.kind is p.KEYWORD_ONLY and name not in ("view", "labels", "rule")
+    if p.kind is p.KEYWORD_ONLY and name not in ("view", "labels", "rule", "pretrain_classes")
 ]
 
 
@@ -46,6 +46,7 @@ def split(
     scenario: str = "class",
     order: str | Sequence[int] = "fixed",
     first: int | None = None,
+    pretrain_classes: int = 0,
     **options,
 ) -> Stream:
     """Each task its share of the classes: Split-MNIST is ``split("mnist")``.
@@ -57,6 +58,8 @@ def split(
         order: ``fixed`` (0, 1, 2, …), ``per-seed``, or a list of all class numbers.
         first: number of classes of the first task; the others divide the rest evenly. CIFAR-100-B50-10,
             that is 50 classes and then 5 times 10, is ``split("cifar100", tasks=6, first=50)``.
+        pretrain_classes: how many classes, the first in order, are set aside to learn from before the first task and
+            belong to none, as meta-learning asks for; the tasks divide the rest. Only who asks for them sees them.
         options: those of :class:`~cl_lib.data.stream.Stream`. ``blurry=0.1`` is the stream of Bang et al. (2021,
             Rainbow Memory): a tenth of each class's images appear in the other tasks.
 
@@ -64,8 +67,14 @@ def split(
         InputError: if the classes cannot be divided so, or an argument cannot be used.
     """
     data = _dataset(data)
-    sizes = _shares(len(data.classes), tasks, first)
-    return Stream(f"split-{data.name}", data, scenario, sizes, order=order, **_known(split, options))
+    aside, most = pretrain_classes, len(data.classes) - 1
+    if isinstance(aside, bool) or not isinstance(aside, int) or not 0 <= aside <= most:
+        raise InputError(
+            f"pretrain_classes={aside!r} cannot be used: give a whole number from 0 to {most}, since {data.name!r} has "
+            f"{most + 1} classes and the tasks need one."
+        )
+    sizes, name = _shares(len(data.classes) - aside, tasks, first), f"split-{data.name}"
+    return Stream(name, data, scenario, sizes, order=order, pretrain_classes=aside, **_known(split, options))
 
 
 def permuted(
