@@ -195,7 +195,7 @@ class Method:
         """Bytes for one seed that it keeps beside ``state``: old data that it reads from the stream again, say."""
         return {}
 
-    def passes(self, batch_size: int) -> int:
+    def samples_a_step(self, batch_size: int) -> int:
         """How many samples a step sends through the network with a gradient: what an estimate of memory counts."""
         return batch_size
 
@@ -235,7 +235,11 @@ class Method:
 
 
 def refuse_other_arguments(cls: type[Method]) -> None:
-    """Raise InputError where a class writes a hook with other arguments than those that it is called with."""
+    """Raise InputError where a class writes a hook with other arguments than those that it is called with, or where
+    a parameter would hide what every method has."""
+    for name in vars(cls).get("__annotations__", {}):
+        if callable(vars(Method).get(name)):
+            raise InputError(f"{cls.__name__}.{name} is a parameter with the name of a hook: call it otherwise.")
     for hook in HOOKS & set(vars(cls)):
         wanted, own = (inspect.signature(getattr(kind, hook)) for kind in (Method, cls))
         try:
@@ -246,9 +250,17 @@ def refuse_other_arguments(cls: type[Method]) -> None:
             ) from None
 
 
+def one_number(method: Method, loss) -> Tensor:
+    """A loss as ``task`` and ``penalty`` give it for one model. Raises InputError unless it is one number."""
+    if not isinstance(loss, Tensor) or loss.numel() != 1:
+        what = f"a tensor {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+        raise InputError(f"{method.key}: task + penalty is {what}: give one number each, a mean or a sum.")
+    return loss
+
+
 HOOKS = {
     "build", "task", "penalty", "direct", "before_task", "after_task", "predict", "start", "before_step",
-    "after_step", "fit", "grow", "stored", "check",
+    "after_step", "fit", "grow", "stored", "samples_a_step", "check",
 }  # fmt: skip
 
 

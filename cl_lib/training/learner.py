@@ -332,7 +332,7 @@ class Learner:
         o, data = self.options, self.stream.data
         moments = 2 if callable(o.optimizer) or o.optimizer != "sgd" else 1 if o.momentum else 0
         share = self.seeds_at_once / len(self.seeds)
-        samples = self.method.passes(o.batch_size) * self.seeds_at_once
+        samples = self.method.samples_a_step(o.batch_size) * self.seeds_at_once
         return {
             "networks": own,
             "optimiser": int(trained * (moments + 2 * share)),
@@ -388,7 +388,7 @@ class Learner:
         allowed = self.rows.allowed(self.met)
         return evaluation.hits(
             self.networks, self.method, self.state, self.stream, self.seeds, allowed, tasks, part, positions,
-            self.seeds_at_once, self.room(gradients=False),
+            self.seeds_at_once, self.room(gradients=False), self.active,
         )  # fmt: skip
 
     def _validated(self, tasks, positions) -> list[float]:
@@ -439,6 +439,7 @@ class Learner:
             weights={k: t.detach().cpu().clone() for k, t in {**self.params, **self.buffers}.items()},
             kept=self._kept(),
             rows=[list(rows) for rows in self.stream.rows],
+            dropped={self.seeds[i]: why for i, why in records.dropped.items()},
             answering=self.method,
         )
 
