@@ -20,6 +20,7 @@ from cl_lib.errors import InputError, nearest
 from cl_lib.identity import plain
 
 INTEGERS = 2**63  # what torch counts with
+MOST_TASKS = 10_000  # R has a number for each pair of them
 
 
 @dataclass(frozen=True)

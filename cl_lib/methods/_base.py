@@ -8,6 +8,7 @@ the command line, the benchmark, the tests and the book.
 import dataclasses
 import inspect
 import warnings
+from string import ascii_letters, digits
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -118,6 +119,8 @@ class Method:
     def __init_subclass__(cls, key: str | None = None, registered: bool = True, **kwargs):
         super().__init_subclass__(**kwargs)
         cls.key = key or cls.__name__.lower()
+        if not isinstance(cls.key, str) or not set(cls.key) <= set(ascii_letters + digits + "_-."):
+            raise InputError(f"key={cls.key!r} is no name for a method: use letters, digits, _ and -.")
         refuse_other_arguments(cls)
         if not registered:
             return

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cl_lib.bounds import Count, NonNegative, Share
+from cl_lib.errors import InputError
 from cl_lib.methods._base import Method, warn_unless_plain
 from cl_lib.nets.net import head_of
 from cl_lib.seeds import Bag
@@ -63,8 +64,16 @@ class GPM(Method):
     cost = "each step: two thin products a layer; end of task: SVDs of inputs; memory: bases, at most d² a layer"
 
     def check(self, learner):
-        if not self.off:
-            warn_unless_plain(self, learner, momentum=False)
+        if self.off:
+            return
+        warn_unless_plain(self, learner, momentum=False)
+        net = learner.net()
+        inputs = net.taps(learner.example()[0][None])[1]
+        if hidden := [name for name in layers(net) if name.rpartition(".")[0] not in inputs]:
+            raise InputError(
+                f"gpm cannot see what enters {', '.join(hidden)}, whose weights are used without calling the layer, as "
+                "attention does: choose a network of linear and convolutional layers."
+            )
 
     @property
     def off(self) -> bool:

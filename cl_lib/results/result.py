@@ -98,9 +98,12 @@ class Result:
     answering: Method | None = None
 
     def __post_init__(self):
-        self.seeds = tuple(int(seed) for seed in self.seeds)
+        try:
+            self.seeds = tuple(int(seed) for seed in self.seeds)
+            self.R = np.asarray(self.R, dtype=float)
+        except (TypeError, ValueError) as error:
+            raise InputError(f"seeds must be whole numbers and R numbers: {error}.") from None
         self.dropped = {int(seed): str(why) for seed, why in self.dropped.items()}
-        self.R = np.asarray(self.R, dtype=float)
         S, T = len(self.seeds), self.R.shape[-1] if self.R.ndim else 0
         shapes = {"R": (S, T, T), "baseline": (S, T), "per_class": (S, T, ...), "losses": (S, T, ...)}
         for name, shape in shapes.items():

@@ -100,8 +100,8 @@ class Records:
         """Everything measured, as tensors."""
         tensors = lambda arrays: Bag({k: torch.from_numpy(v.copy()) for k, v in arrays.items()})
         arrays = tensors({name: getattr(self, name) for name in ARRAYS})
-        why = Bag({str(i): torch.tensor(list(text.encode()), dtype=torch.uint8) for i, text in self.dropped.items()})
-        return Bag(arrays, seconds=tensors(self.seconds), curves=tensors(self.curves), dropped=why)
+        dropped = as_bytes(self.dropped)
+        return Bag(arrays, seconds=tensors(self.seconds), curves=tensors(self.curves), dropped=dropped)
 
     def load_state_dict(self, state: Bag) -> None:
         for name in ARRAYS:
@@ -109,6 +109,11 @@ class Records:
         self.seconds = {k: v.numpy() for k, v in state.seconds.items()}
         self.curves = {k: v.numpy() for k, v in state.get("curves", Bag()).items()}
         self.dropped = {int(i): bytes(t.tolist()).decode() for i, t in state.get("dropped", Bag()).items()}
+
+
+def as_bytes(words: dict[int, str]) -> Bag:
+    """Words by position as tensors."""
+    return Bag({str(i): torch.tensor(list(text.encode()), dtype=torch.uint8) for i, text in words.items()})
 
 
 def _longer(array: np.ndarray, sizes: dict[int, int]) -> np.ndarray:
