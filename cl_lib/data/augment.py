@@ -10,7 +10,7 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from cl_lib.bounds import Bound, check_fields
+from cl_lib.bounds import Bound, check
 from cl_lib.errors import InputError
 from cl_lib.identity import identify
 from cl_lib.seeds import Draws
@@ -36,12 +36,15 @@ class Augment:
         InputError: if ``crop`` is not a whole number from 0 to 1,024, or another argument is of another kind.
     """
 
-    crop: Annotated[int, Bound(0, MOST_PIXELS)] = 4
+    crop: int = 4
     flip: bool = True
     fill: float | Tensor | None = None
 
     def __post_init__(self):
-        check_fields(self, "Augment")
+        check("crop", self.crop, Annotated[int, Bound(0, MOST_PIXELS)], "Augment", 4)
+        check("flip", self.flip, bool, "Augment", True)
+        if not isinstance(self.fill, Tensor):
+            check("fill", self.fill, float | None, "Augment", None)
 
     on_host = False  # what it draws is drawn on the device
 
