@@ -325,7 +325,7 @@ def outcome(function: Callable, arguments: dict) -> str:
         except Exception as error:
             where = traceback.extract_tb(error.__traceback__)[-1]
             words = str(error).partition("\n")[0][:100]
-            raise Told(f"{type(error).__name__}: {words} ({Path(where.filename).name}:{where.lineno})") from None
+            raise Told(f"{type(error).__name__} at {Path(where.filename).name}:{where.lineno}", words) from None
         finally:
             signal.alarm(0)
     return "warns" if said else "works"
@@ -348,7 +348,8 @@ def tried(name: str, target: tuple[Callable, dict, dict], number: int, examples:
             counts[outcome(function, needed | own)] += 1
         except Told as fault:
             counts["fault"] += 1
-            faults.setdefault(str(fault), f"{name} with {', '.join(f'{k}={bounds.told(v)}' for k, v in own.items())}")
+            given = ", ".join(f"{parameter}={bounds.told(value)}" for parameter, value in own.items())
+            faults.setdefault(fault.args[0], f"{name} with {given}, {fault.args[-1]}")
 
     call()
     return counts, faults

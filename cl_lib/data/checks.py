@@ -17,15 +17,17 @@ NORMALISE = "standard", "centre", "none"
 
 
 def check(data, scenario, sizes, normalise, validation, blurry, augment, boundaries, rule) -> None:
+    if not isinstance(data, Dataset):
+        raise InputError(f"data is given as {type(data).__name__}: give a Dataset, such as cl_lib.load('digits').")
     counts = [plain(n) for n in sizes] if isinstance(sizes, Sequence) and not isinstance(sizes, str) else []
     if not counts or not all(type(n) is int and 1 <= n <= len(data.classes) for n in counts):
         raise InputError(
             f"sizes={told(sizes)} cannot be used: give the number of classes of each task, "
             f"at most the {len(data.classes)} of {data.name!r}."
         )
-    if scenario not in SCENARIOS:
+    if not isinstance(scenario, str) or scenario not in SCENARIOS:
         raise suggest(scenario, SCENARIOS, "scenario")
-    if normalise not in NORMALISE:
+    if not isinstance(normalise, str) or normalise not in NORMALISE:
         raise suggest(normalise, NORMALISE, "way to normalise")
     for name, share, what in (
         ("validation", validation, "hold out"),
@@ -42,7 +44,7 @@ def check(data, scenario, sizes, normalise, validation, blurry, augment, boundar
         )
     if not isinstance(boundaries, bool):
         raise InputError(f"boundaries={boundaries!r} cannot be used: give True, or False for a stream without them.")
-    if rule is not None and rule not in RULES:
+    if rule is not None and (not isinstance(rule, str) or rule not in RULES):
         raise suggest(rule, RULES, "rule for output rows")
     if rule is not None and scenario not in RULES[rule]:
         fitting = " or ".join(repr(name) for name, scenarios in RULES.items() if scenario in scenarios)

@@ -143,7 +143,9 @@ def shifted(
 def _viewed(kind: Callable, data: Dataset, scenario: str, tasks: int, view: View, options: dict) -> Stream:
     """All classes in each task."""
     options, sizes = _known(kind, options), [len(data.classes)] * tasks
-    rule = "new" if scenario == "class" else None  # a class in another view is another class
+    rule = (
+        "new" if isinstance(scenario, str) and scenario == "class" else None
+    )  # a class in another view is another class
     return Stream(f"{kind.__name__}-{data.name}", data, scenario, sizes, view=view, rule=rule, **options)
 
 

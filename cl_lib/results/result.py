@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree
 
 from cl_lib.errors import InputError
 from cl_lib.files import read_tensors, write_tensors
+from cl_lib.identity import plain
 from cl_lib.identity import provenance as provenance
 from cl_lib.methods._base import Method
 from cl_lib.methods._registry import from_config
@@ -234,7 +235,7 @@ class Result:
 
         Arguments as in :meth:`predict`.
         """
-        position, x = self._position(seed), torch.as_tensor(x)
+        position, x = self._position(seed), self._images(x)
         allowed, told = self._allowed(task), task if self.scenario == "task" else None
         method = method or self.answering or from_config(self.method, self.config.get("parameters", {}))
         if method.has("predict") and "state" not in self.kept:
@@ -268,8 +269,18 @@ class Result:
         """
         return self.scores(x, seed, task, method=method, network=network).argmax(-1)
 
+    def _images(self, x) -> Tensor:
+        try:
+            x = torch.as_tensor(x)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise InputError(f"x is given as {type(x).__name__}: give inputs [n, …], a tensor.") from error
+        shape = tuple(self.stream.get("shape") or x.shape[1:])
+        if x.is_complex() or tuple(x.shape[1:]) != shape or x.ndim < 2:
+            raise InputError(f"x is {x.dtype} {[*x.shape]}, and the network takes [n, {', '.join(map(str, shape))}].")
+        return x
+
     def _position(self, seed: int) -> int:
-        if seed not in self.seeds:
+        if type(plain(seed)) is not int or seed not in self.seeds:
             raise InputError(f"Seed {seed} is not in this result; it has {list(self.seeds)}.")
         return self.seeds.index(seed)
 

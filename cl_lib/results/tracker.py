@@ -52,7 +52,7 @@ class Tracker:
             values = np.atleast_1d(np.asarray(values, dtype=float))
         except (TypeError, ValueError):
             raise InputError(f"accuracy={told(accuracy)} is no number: give one for each seed.") from None
-        if values.ndim > 1 or not ((values >= 0) & (values <= 1)).all():
+        if values.ndim > 1 or ((values < 0) | (values > 1)).any() or np.isnan(values).all():
             raise InputError(f"accuracy={told(accuracy)} is not a fraction in [0, 1] a seed: did you give percent?")
         S = len(self.seeds) if self.seeds is not None else len(next(iter(self._cells.values()), values))
         if len(values) != S:

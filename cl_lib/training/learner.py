@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.func import vmap
 from torch.utils import _pytree as pytree
 
+from cl_lib.bounds import told
 from cl_lib.errors import InputError, PoorPairing
 from cl_lib.identity import provenance
 from cl_lib.nets import memory
@@ -210,9 +211,9 @@ class Learner:
         ``on_step(learner, batch)`` is called after every step, for a reader who wants to look inside a batch.
         """
         task = self.done if task is None else task
-        if task != self.done or task >= self.stream.tasks:
+        if type(task) is not int or task != self.done or task >= self.stream.tasks:
             left = f"learn({self.done}) is next" if self.done < self.stream.tasks else "all tasks are learned"
-            raise InputError(f"learn({task}): tasks come in order and once each; {left}.")
+            raise InputError(f"learn({told(task)}): tasks come in order and once each; {left}.")
         if self.done == 0:
             with self.records.clock("evaluate", 0):
                 self.records.baseline(*self.hits(range(self.stream.tasks)))
@@ -237,8 +238,8 @@ class Learner:
         call, new = getattr(self.method, hook), {}
         for position in self.active:
             state = pytree.tree_map(lambda t, i=position: t[i], self.state)
-            told = f"{self.method.key}.{hook}"
-            new[position] = checked(call(self.net(position), Task(self, task, position), state), told)
+            given = call(self.net(position), Task(self, task, position), state)
+            new[position] = checked(given, f"{self.method.key}.{hook}")
         # a seed that was dropped keeps its place in the stack, with somebody else's state
         some = next(iter(new.values()))
         each = [new.get(position, some) for position in range(len(self.seeds))]
