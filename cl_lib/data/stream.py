@@ -14,6 +14,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from cl_lib.bounds import Natural
+from cl_lib.bounds import check as refuse
 from cl_lib.data.augment import Augment, Transform
 from cl_lib.data.checks import check, order_of, whole
 from cl_lib.data.datasets import Dataset, join
@@ -88,6 +90,12 @@ class Stream:
         pretrain_classes: int = 0,
     ):
         check(data, scenario, sizes, normalise, validation, blurry, augment, boundaries, rule)
+        refuse("name", name, str, "A stream")
+        refuse("view", view, View | None, "A stream")
+        if labels is not None:
+            refuse("labels", labels, tuple[Natural, ...], "A stream")
+            if len(labels) != len(data.classes):
+                raise InputError(f"A stream of {len(data.classes)} classes needs as many labels, not {len(labels)}.")
         self.name, self.data, self.scenario = name, data, scenario
         self.sizes, self.order, self.view = [whole(n, "sizes") for n in sizes], order_of(order, data), view or View()
         self.per_class = None if per_class is None else whole(per_class, "per_class")

@@ -25,11 +25,13 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
 from numbers import Real
 
+from cl_lib.bounds import check, told
 from cl_lib.data.checks import whole
 from cl_lib.data.datasets import Dataset, join, load
 from cl_lib.data.stream import Stream
 from cl_lib.data.views import Permuted, Rotated, Shifted, View
 from cl_lib.errors import InputError, suggest
+from cl_lib.identity import plain
 
 __all__ = ["Stream", "from_datasets", "permuted", "rotated", "shifted", "split"]
 
@@ -89,9 +91,10 @@ def permuted(
         options: those of :class:`~cl_lib.data.stream.Stream`, without ``augment``: permuted pixels have no neighbours.
     """
     data, tasks = _dataset(data), whole(tasks, "tasks")
+    check("identity_first", identity_first, bool, "permuted", False)
     if options.get("augment"):
         raise InputError("augment means nothing for permuted pixels, which have no neighbours: leave it out.")
-    return _viewed(permuted, data, scenario, tasks, Permuted(tasks, bool(identity_first)), options)
+    return _viewed(permuted, data, scenario, tasks, Permuted(tasks, plain(identity_first)), options)
 
 
 def rotated(
@@ -134,7 +137,7 @@ def shifted(
         options: those of :class:`~cl_lib.data.stream.Stream`.
     """
     data = _dataset(data)
-    if isinstance(shifts, str) or not len(shifts) or not all(isinstance(shift, str) for shift in shifts):
+    if not isinstance(shifts, list | tuple) or not shifts or not all(isinstance(shift, str) for shift in shifts):
         raise InputError(
             f"shifts={shifts!r} cannot be used: give a list, one shift a task, such as ['clean', 'noisy']."
         )
@@ -149,7 +152,9 @@ def shifted(
 def _viewed(kind: Callable, data: Dataset, scenario: str, tasks: int, view: View, options: dict) -> Stream:
     """All classes in each task."""
     options, sizes = _known(kind, options), [len(data.classes)] * tasks
-    rule = "new" if scenario == "class" else None  # a class in another view is another class
+    rule = (
+        "new" if isinstance(scenario, str) and scenario == "class" else None
+    )  # a class in another view is another class
     return Stream(f"{kind.__name__}-{data.name}", data, scenario, sizes, view=view, rule=rule, **options)
 
 
@@ -190,6 +195,9 @@ def from_datasets(
     if "order" in options:
         raise InputError("order cannot be used with from_datasets: give the tasks in the order you want.")
     _known(from_datasets, options)
+    check("name", name, str, "from_datasets", "custom")
+    if not isinstance(tasks, Iterable):
+        raise InputError(f"tasks={told(tasks)} cannot be used: give a list with a pair (train, test) for each task.")
     data, labels = join(tasks, name)
     sizes, labels = list(map(len, labels)), list(chain(*labels))
     return Stream(name, data, scenario, sizes, normalise=normalise, labels=labels, rule=rows, **options)
