@@ -105,7 +105,7 @@ class MER(Method):
             for i in range(self.batches):
                 first = now
                 for x, y, rows, rate in self.sequence(batch, b, i):
-                    g = net.replace(params=now).grad(lambda net, x=x, y=y, rows=rows: cross_entropy(net(x), y, rows))
+                    g = gradient(net, now, x, y, rows, alone=len(batch.positions) == 1)
                     now = {name: torch.addcmul(p, rate, g[name], value=-1) for name, p in now.items()}
                 now = towards(first, now, self.within)
             now = towards(met, now, self.across)
@@ -120,6 +120,15 @@ class MER(Method):
                 yield own["x"][j : j + 1], own["y"][j : j + 1], rows, batch.rate * (batch.stored[b] > j)
         rows = batch.rows if batch.rows is None or batch.rows.dim() == 1 else batch.rows[b : b + 1]
         yield batch.x[b : b + 1], batch.y[b : b + 1], rows, batch.rate
+
+
+def gradient(net, params: dict, x, y, rows, alone: bool) -> dict:
+    """∇ℓ of one sample at ``params``. Where no vmap is round it (``alone``), plain autograd takes 0.4 of the time."""
+    if not alone:
+        return net.replace(params).grad(lambda net: cross_entropy(net(x), y, rows))
+    leaves = {name: p.detach().requires_grad_() for name, p in params.items()}
+    loss = cross_entropy(net.replace(leaves)(x), y, rows)
+    return dict(zip(leaves, torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True), strict=True))
 
 
 def towards(a: dict, b: dict, share: float) -> dict:

@@ -10,7 +10,7 @@ from cl_lib.errors import InputError
 from cl_lib.methods._base import Method
 from cl_lib.methods._frozen import train_only
 from cl_lib.nets.net import Net, head_of
-from cl_lib.seeds import Bag, over_seeds, stack_padded, take
+from cl_lib.seeds import Bag, over_seeds, take
 
 
 @dataclass
@@ -78,6 +78,11 @@ class OML(Method):
         stream, seed = learner.stream, learner.seeds[position]
         if stream.pretrain_classes:
             return stream.pretraining(seed)
+        if stream.blurry:
+            raise InputError(
+                "oml would meta-train on the first task, which blurry makes one of few images of many classes: set "
+                "classes aside with split(…, pretrain_classes=5), say."
+            )
         index = stream.indices(seed, 0)
         rows = stream.answers([seed], index[None], 0)[0]
         return index, rows.unique(return_inverse=True)[1]
@@ -98,7 +103,8 @@ class OML(Method):
 
     def meta_train(self, learner, positions: tuple[int, ...]) -> None:
         """Give the networks at ``positions`` the meta-learned φ."""
-        pools, last = Pools([self.pool(learner, i) for i in positions]), head_name(learner.module)
+        pools = Pools([self.pool(learner, i) for i in positions], *class_sizes(learner.stream))
+        last = head_name(learner.module)
         params, buffers = take((learner.params, learner.buffers), positions)
         slow = {name: p.clone() for name, p in params.items() if not name.startswith(last)}
         width, draws = params[f"{last}weight"].shape[-1], learner.draws(positions, "oml")
@@ -173,14 +179,16 @@ class Pools:
 
     Arguments:
         pools: for each seed the places of the images ``[n]``, and their classes ``[n]``, 0, 1, …, of equal number.
+        fewest, longest: bounds of the images of a class, which are those of every seed, so that none draws otherwise
+            beside others.
     """
 
-    def __init__(self, pools: list[tuple[Tensor, Tensor]]):
+    def __init__(self, pools: list[tuple[Tensor, Tensor]], fewest: int, longest: int):
         sorted_by_class = [index[y.argsort(stable=True)].split(y.bincount().tolist()) for index, y in pools]
-        self.index = torch.stack(list(map(stack_padded, padded_alike(sorted_by_class))))  # [G, P, m]
+        self.index = torch.stack(list(map(torch.stack, padded(sorted_by_class, longest))))  # [G, P, m]
         counts = [[len(own) for own in each] for each in sorted_by_class]
         self.counts = torch.tensor(counts, device=self.index.device)[..., None]
-        self.fewest, self.total, self.classes = min(map(min, counts)), min(map(sum, counts)), len(counts[0])
+        self.fewest, self.classes = fewest, len(counts[0])
 
     def episode(self, draws, method: OML) -> tuple[Tensor, Bag, Bag]:
         """The trajectory's classes ``[G, k]``, and of it and of the outer batch ``index`` and ``y`` ``[G, n]``."""
@@ -195,12 +203,18 @@ class Pools:
         own = own[:, :, : steps + unseen] + m * chosen[:, :, None]  # places in [P m]
         inner, others = (part.flatten(1) for part in (own[:, :, :steps], own[:, :, steps:]))
         order = order.flatten(1).scatter(1, inner, last)
-        rest = order.argsort(dim=1, stable=True)[:, : min(method.remembered, self.total - k * steps)]
+        rest = order.argsort(dim=1, stable=True)[:, : min(method.remembered, self.fewest * P - k * steps)]
         at = lambda places: Bag(index=self.index.flatten(1).gather(1, places), y=places // m)
         return chosen, at(inner), at(torch.cat([others, rest], 1))
 
 
-def padded_alike(seeds: list) -> list:
-    """Each seed's tensors, one a class, filled up so that the longest class of all seeds is as long in each."""
-    longest = max(len(own) for each in seeds for own in each)
-    return [[F.pad(own, (0, longest - len(own))) for own in each] for each in seeds]
+def padded(seeds: list, length: int) -> list:
+    """Each seed's tensors, one a class, filled up to one length."""
+    return [[F.pad(own, (0, length - len(own))) for own in each] for each in seeds]
+
+
+def class_sizes(stream) -> tuple[int, int]:
+    """How many training images a class of the data has at least (two, or there is no learning) and at most."""
+    left = [n - round(stream.validation * n) for n in stream.data.y.bincount().tolist() if n]
+    left = [n if stream.per_class is None else min(n, stream.per_class) for n in left]
+    return max(2, min(left)), max(left)

@@ -234,7 +234,7 @@ def test_oml_never_tests_on_the_trajectory_and_follows_the_classes():
     truth = [dict(zip(i.tolist(), y.tolist(), strict=True)) for i, y in pools]
     numbers, method, met = draws(3, 5), OML(trajectory=2, inner_steps=2, unseen=2, remembered=6), set()
     for _ in range(60):
-        chosen, inner, outer = Pools(pools).episode(numbers, method)
+        chosen, inner, outer = Pools(pools, 4, 9).episode(numbers, method)
         assert inner.index.shape == (2, 4) and outer.index.shape == (2, 10)
         for g in range(2):
             one, other = inner.index[g].tolist(), outer.index[g].tolist()
@@ -275,7 +275,7 @@ def test_oml_lowers_its_meta_loss_and_its_last_layer_begins_anew():
 
 
 def test_oml_of_stacked_seeds_is_that_of_each_alone():
-    aside = stream(tasks=2, pretrain_classes=4, order="per-seed")
+    aside = stream(tasks=2, pretrain_classes=4, order="per-seed", per_class=None, validation=0.8)  # unequal classes
     how = QUICK | {"dtype": "float64", "meta_steps": 15}
     together = cl_lib.run("oml", aside, seeds=3, seeds_at_once=3, **how)
     for seed in range(3):
