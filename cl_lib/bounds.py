@@ -73,7 +73,7 @@ def check(name: str, value, hint, owner: str, default=MISSING) -> None:
         return
     usual = "" if default is MISSING else f" (usually {default!r})"
     asked, number = {kind for kind, _ in kinds(hint)}, value if type(value) in (int, float) else 0
-    large = " and below 2⁶³" if type(value) is int and int in asked and number >= INTEGERS else ""
+    large = " and below 2⁶³" if type(value) is int and asked & {int, float} and number >= INTEGERS else ""
     large = large or (" and at most 3.4e38" if float in asked and number > LARGEST else "")
     near = nearest(value, words(hint)) if isinstance(value, str) else ""
     raise InputError(f"{owner} cannot use {name}={told(value)}: give {describe(hint)}{large}{usual}.{near}")
@@ -151,7 +151,7 @@ def _fits(value, kind, bound: Bound) -> bool:
     if kind is int:
         return type(value) is int and value in bound and abs(value) < INTEGERS
     if kind is float:
-        return type(value) in (int, float) and value in bound
+        return (type(value) is float or (type(value) is int and abs(value) < INTEGERS)) and value in bound
     if kind in (None, types.NoneType):
         return value is None
     if origin is Literal:
