@@ -213,6 +213,51 @@ def recl(work, rounds):
 
 recl.limit = "<=", 2.5
 
+
+def _flashback(work, rounds, host):
+    """The training times of a host with Flashback over the host's alone, six epochs a task, in turn."""
+    stream = cl_lib.split(work.data, tasks=5, scenario="class", per_class=None if work.tiny else 2000)
+    settings = {"stream": stream, "host": host, "epochs": 6, "loss_over": "seen"}
+    settings |= {"primary_epochs": 1, "flashback_epochs": 5}
+    settings |= {"host.memory": 500} if host in ("icarl", "lucir", "xder") else {}
+    for seed in range(rounds):
+        alone, twice = (work.learner("flashback", (seed,), **settings, mode=m) for m in ("original", "flashback"))
+        for task in range(3):
+            alone.learn(task)
+            twice.learn(task)
+        yield twice.records.seconds["train"][1:].sum() / alone.records.seconds["train"][1:].sum()
+
+
+def flashback_ewc(work, rounds):
+    """Flashback, 1 + 5 epochs / online EWC, 6"""
+    yield from _flashback(work, rounds, "ewc")
+
+
+def flashback_lwf_mc(work, rounds):
+    """Flashback, 1 + 5 epochs / LwF.MC, 6"""
+    yield from _flashback(work, rounds, "lwf_mc")
+
+
+def flashback_icarl(work, rounds):
+    """Flashback, 1 + 5 epochs / iCaRL, 6"""
+    yield from _flashback(work, rounds, "icarl")
+
+
+def flashback_lucir(work, rounds):
+    """Flashback, 1 + 5 epochs / LUCIR, 6"""
+    yield from _flashback(work, rounds, "lucir")
+
+
+def flashback_xder(work, rounds):
+    """Flashback, 1 + 5 epochs / X-DER, 6"""
+    yield from _flashback(work, rounds, "xder")
+
+
+FLASHBACK = flashback_ewc, flashback_lwf_mc, flashback_icarl, flashback_lucir, flashback_xder
+for figure in FLASHBACK:
+    figure.limit = "<=", 1.25
+
 ALL = (
     evaluation, end_of_task, masked_step, pruning, routing, processes, stacked, captured, reconstruction, recl,
+    *FLASHBACK,
 )  # fmt: skip

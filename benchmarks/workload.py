@@ -21,6 +21,7 @@ SETTINGS = {
     "derpp": {"strength": 1.0, "label_strength": 0.5},
     "gem": {"margin": 0.5},
     "recl": {"iterations": 20},
+    "flashback": {"primary_epochs": 1, "flashback_epochs": 1},
     "eidetic": {"step": 0.3, "recovery": 1, "router_epochs": 1},
 }
 

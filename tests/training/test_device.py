@@ -92,6 +92,15 @@ def test_every_method_is_the_cpus_and_is_recorded(key, monkeypatch):
         assert sum(kind.graph is not None for kind in of_one_shape) <= 2
 
 
+@pytest.mark.parametrize("host", ["si", "lwf_mc", "lucir", "derpp", "xder"])
+def test_flashback_round_other_hosts(host, monkeypatch):
+    """Both phases are recorded, and what goes back between them lies where it lay."""
+    own = {f"host.{name}": value for name, value in options_of(host).items() if name == "memory"}
+    options = QUICK | {"host": host, "primary_epochs": 1, "flashback_epochs": 1, **own}
+    there, _ = equal("flashback", streams(host), monkeypatch, tolerance=1e-5, **options, tasks=3)
+    assert there.recorder.replayed > 0 and not there.recorder.refused
+
+
 OTHERS = {
     "momentum": {"optimizer": "sgd", "momentum": 0.9, "weight_decay": 1e-3},
     "adam": {"optimizer": "adam", "lr": 1e-3},
