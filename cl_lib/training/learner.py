@@ -302,6 +302,8 @@ class Learner:
         options = options or self.options
         budget = options.steps if epochs is None else None
         epochs = options.rounds if epochs is None else epochs
+        if self.done:
+            self.begun.update(range(len(self.seeds)))
         # a copy: a seed that diverges leaves the learner's list, not this one
         active = list(self.active if positions is None else positions)
         for start in range(0, len(active), self.seeds_at_once):
@@ -549,4 +551,4 @@ class Learner:
         self.records.load_state_dict(kept.records)
         self.active = kept.active.nonzero().flatten().tolist()
         self.done = self.met = int(kept.done)
-        self.begun = set(range(len(self.seeds))) if self.done else set()
+        self.begun.clear()  # who has learned a task has begun
