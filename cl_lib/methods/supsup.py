@@ -165,11 +165,11 @@ class Masked(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         weights = {}
         for path, score in zip(self.paths.values(), self.scores.values(), strict=True):
-            weights[path] = Through.apply(weight_at(self.network, path), score, self.mask(score), bool(self.ones))
+            weights[path] = _Through.apply(weight_at(self.network, path), score, self.mask(score), bool(self.ones))
         return functional_call(self.network, weights, (x,))
 
 
-class Through(torch.autograd.Function):
+class _Through(torch.autograd.Function):
     """W ⊙ M, with the gradient of W ⊙ |S|, or of W ⊙ S, in the scores S, and none in the fixed W."""
 
     generate_vmap_rule = True

@@ -123,7 +123,7 @@ class Flashback(Wrapper):
             )
         return first, second
 
-    def phase(self, learner, schedule, epochs=None, steps=None, recorded=True, pulled=False) -> "Phase":
+    def phase(self, learner, schedule, epochs=None, steps=None, recorded=True, pulled=False):
         """The learner as the host sees it in one phase."""
         options = learner.options
         changed = {} if schedule == "run" else {"schedule": schedule}
