@@ -2,14 +2,13 @@
 
 ``strength: NonNegative = 100.0`` · ``buffer: Literal["reservoir", "balanced"] = "reservoir"`` ·
 ``replay_batch: Count | None = None`` · ``step: Annotated[float, Bound(0, 1, open_low=True)] = 0.05``. A number must be
-finite, an ``int`` may stand for a ``float``, a ``bool`` for neither. ``tuple[Count, ...]`` is a list of such, a class
-any of its objects, ``Callable`` any function; what a type checker alone understands is not checked.
+finite, as float32 has it; an ``int`` may stand for a ``float``, a ``bool`` for neither. ``tuple[Count, ...]`` is a list
+of such, a class any of its objects, ``Callable`` any function; what a type checker alone understands is not checked.
 """
 
 import ast
 import contextlib
 import dataclasses
-import sys
 import types
 import typing
 from collections.abc import Callable, Sequence
@@ -20,6 +19,8 @@ from cl_lib.errors import InputError, nearest
 from cl_lib.identity import plain
 
 INTEGERS = 2**63  # what torch counts with
+LARGEST = 3.4e38  # what float32 holds
+MOST_TASKS = 10_000  # R has a number for each pair of them
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Bound:
     def __contains__(self, number: float) -> bool:
         above = number > self.low if self.open_low else number >= self.low
         below = number < self.high if self.open_high else number <= self.high
-        return above and below and abs(number) <= sys.float_info.max
+        return above and below and abs(number) <= LARGEST
 
     def __str__(self) -> str:
         low, high = (None if abs(end) == float("inf") else f"{end:,}" for end in (self.low, self.high))
@@ -71,7 +72,9 @@ def check(name: str, value, hint, owner: str, default=MISSING) -> None:
     if allows(hint, value):
         return
     usual = "" if default is MISSING else f" (usually {default!r})"
-    large = " and below 2⁶³" if type(value) is int and any(k is int and value in b for k, b in kinds(hint)) else ""
+    asked, number = {kind for kind, _ in kinds(hint)}, value if type(value) in (int, float) else 0
+    large = " and below 2⁶³" if type(value) is int and asked & {int, float} and number >= INTEGERS else ""
+    large = large or (" and at most 3.4e38" if float in asked and number > LARGEST else "")
     near = nearest(value, words(hint)) if isinstance(value, str) else ""
     raise InputError(f"{owner} cannot use {name}={told(value)}: give {describe(hint)}{large}{usual}.{near}")
 
@@ -148,7 +151,7 @@ def _fits(value, kind, bound: Bound) -> bool:
     if kind is int:
         return type(value) is int and value in bound and abs(value) < INTEGERS
     if kind is float:
-        return type(value) in (int, float) and value in bound
+        return (type(value) is float or (type(value) is int and abs(value) < INTEGERS)) and value in bound
     if kind in (None, types.NoneType):
         return value is None
     if origin is Literal:

@@ -13,7 +13,6 @@ from argparse import SUPPRESS
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from cl_lib import bounds, signatures
@@ -268,8 +267,9 @@ def execute(args) -> None:
     }
     print(stream)
     if args.command == "run":
-        print("\naccuracy on task (column) after learning task (row), mean over seeds")
-        print(pd.DataFrame(metrics.summary(next(iter(results.values())).R).mean).map("{:.3f}".format).to_string())
+        found = metrics.summary(next(iter(results.values())).R)
+        print(f"\naccuracy on task (column) after learning task (row), mean over seeds, n = {found.n[-1, 0]}")
+        print(pd.DataFrame(found.mean).map("{:.3f}".format).to_string())
     print(f"\n{table(results)}\n\n{caption(results)}\nsaved in {how['out']}")
     if args.figure:
         draw(results, args.figure)
@@ -283,6 +283,7 @@ def table(results: dict[str, Result]) -> str:
     for name, result in results.items():
         summary = result.summary()
         lines[name] = {title: spread(summary.loc[metric]) for title, metric in shown.items()}
+        lines[name]["n"] = f"{summary.loc['acc', 'n']:.0f}"
         lines[name]["seconds"] = f"{sum(result.seconds.values()):.1f}"
         lines[name]["stored"] = f"{result.stored_bytes['total'] / 1e6:.2f} MB"
     return pd.DataFrame(lines).T.to_string()
@@ -295,9 +296,8 @@ def caption(results: dict[str, Result]) -> str:
     told = [f"mean ± standard deviation over n = {n} seeds" if n > 1 else f"n = 1, seed {seeds[0]}: no ±"]
     told.append("seconds: of all seeds together; stored: what the method keeps for one seed beside its network")
     for name, result in results.items():
-        if lost := [str(s) for s, R in zip(result.seeds, result.R, strict=True) if np.isnan(R[-1]).all()]:
-            which = f"seed{'s' * (len(lost) > 1)} {', '.join(lost)}"
-            told.append(f"{name}: n = {n - len(lost)}, without {which}, dropped: the loss was no longer finite")
+        if lost := result.lost():
+            told.append(f"{name}: {lost}")
     return "\n".join(told)
 
 

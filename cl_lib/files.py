@@ -104,6 +104,8 @@ def read_tensors(path, format: str) -> tuple[dict[str, Tensor], dict[str, str]]:
 
     Files of the first version, which have no checksum, are taken as they are.
     """
+    if not isinstance(path, str | os.PathLike) or isinstance(path, bytes):
+        raise InputError(f"{path!r} is no path: give the name of a file.")
     what = format.split()[-1]
     damaged = f"{path} is no {what} saved by cl_lib, or damaged"
     with _readable(path, damaged) as file:

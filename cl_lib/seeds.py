@@ -13,6 +13,8 @@ from torch import Tensor
 from torch.func import vmap
 from torch.utils import _pytree as pytree
 
+from cl_lib.errors import InputError
+
 
 class Bag(dict):
     """A dict whose entries are attributes too: ``bag.x is bag["x"]``. Batches and what methods keep are bags.
@@ -201,6 +203,26 @@ def settled(old, new):
     if isinstance(old, Tensor) and isinstance(new, Tensor) and kind(old) == kind(new):
         return old.copy_(new)
     return new
+
+
+def checked(state, whose: str) -> Bag:
+    """What a method keeps, if it can be stacked over seeds and written to a file: tensors by name, in Bags by name.
+
+    Raises InputError otherwise.
+    """
+    if not isinstance(state, Bag):
+        raise InputError(f"{whose} returns {type(state).__name__}: return the state, a Bag of tensors.")
+    for name, value in state.items():
+        if not isinstance(name, str) or not name or "/" in name:
+            raise InputError(f"{whose} keeps something under the name {name!r}: use a word without a '/'.")
+        if isinstance(value, dict):
+            checked(Bag(value), whose)
+        elif not isinstance(value, Tensor):
+            raise InputError(
+                f"{whose} keeps {name} as {type(value).__name__}: keep tensors, or Bags of tensors; what is a list can "
+                "be a Bag with a name for each."
+            )
+    return state
 
 
 def flatten(tree: Bag, above: str = ""):

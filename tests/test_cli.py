@@ -334,10 +334,13 @@ def test_the_caption_says_what_the_numbers_are_and_which_seeds_are_missing(capsy
     assert caption({"er": result((0, 1, 2))}).startswith("mean ± standard deviation over n = 3 seeds\n")
     assert caption({"er": result((4,))}).startswith("n = 1, seed 4: no ±\n")
     told = caption({"er": result((0, 1, 2)), "ewc": result((0, 1, 2), lost=(0, 2))})
-    assert told.endswith("\newc: n = 1, without seeds 0, 2, dropped: the loss was no longer finite")
+    assert told.endswith("\newc: n = 1 of 3 seeds, dropped seed 0: it was not measured; seed 2: it was not measured")
 
 
-def test_a_dropped_seed_is_named(capsys, tmp_path, monkeypatch):
+@pytest.mark.parametrize("jobs", ["1", "3"])
+def test_a_dropped_seed_is_named_however_seeds_are_spread_and_when_it_is_read_again(
+    capsys, tmp_path, monkeypatch, jobs
+):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     (tmp_path / "wild.py").write_text(
@@ -346,9 +349,16 @@ def test_a_dropped_seed_is_named(capsys, tmp_path, monkeypatch):
         "net[1].weight.data.fill_(float('inf'))\n    return net\n"
     )
     words = ["run", "finetune", *QUICK, "--seeds", "3", "--network", "wild:network", "--on-divergence", "drop"]
-    status, out, err = call(capsys, *words)
-    assert status == 0 and "seed 1" in err and "nan" not in out
-    assert "over n = 3 seeds" in out and "finetune: n = 2, without seed 1, dropped" in out
+    why = "n = 2 of 3 seeds, dropped seed 1: the loss became nan in task 0, epoch 0, step 0"
+    for _ in range(2):
+        status, out, err = call(capsys, *words, "--jobs", jobs)
+        assert status == 0 and "seed 1" in err and "nan" not in out.replace(why, "")
+        assert f"finetune: {why}" in out and "mean over seeds, n = 2" in out
+        assert re.search(r"^finetune .* 2 +\d+\.\d +0\.00 MB$", out, re.MULTILINE)
+    (file,) = (tmp_path / "results").glob("finetune-*.safetensors")
+    result = cl_lib.Result.load(file)
+    assert result.dropped == {1: why.partition("seed 1: ")[2]}
+    assert why in repr(result) and why in result._repr_html_()
 
 
 def test_things_of_ones_own(capsys, tmp_path, monkeypatch):

@@ -526,3 +526,11 @@ def test_words_for_where_a_result_comes_from():
         "made by commit 1a2b3c4 (with changes) on 2026-03-01"
     )
     assert made({"commit": None}, 0) == "made on 1970-01-01"
+
+
+def test_a_run_does_not_change_what_it_is_known_by():
+    """torch writes to classes of its own that we derive from, where they are first used."""
+    code = "import cl_lib as c; go = lambda: c.run('ewc', c.split('digits', per_class=4), epochs=1, progress=False)"
+    code += "; print(go().config['code'] == go().config['code'])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.stdout == "True\n", done.stderr

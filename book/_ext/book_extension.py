@@ -129,6 +129,30 @@ class Launches(Reference):
         return self.rst([*table(rows, "launches"), "", f"{said}."])
 
 
+class Faults(Reference):
+    """A table of what `make faults` tried and what became of it, from its JSON file named in the argument."""
+
+    required_arguments, optional_arguments = 1, 0
+
+    def run(self):
+        path = Path(self.env.srcdir, self.arguments[0])
+        self.env.note_dependency(str(path))
+        report = json.loads(path.read_text("utf-8"))
+        where = report.pop("origin")
+        rows, told = [["what was tried", "how often", "what became of it", "faults"]], []
+        for name, part in report.items():
+            became = ", ".join(f"{what} {n}" for what, n in part["counts"].items())
+            rows.append([name, str(sum(part["counts"].values())), became, str(part["counts"].get("fault", 0))])
+            told += [f"- {name}: {escaped(fault)}" for fault in part["faults"]]
+        said = (
+            f"{where['minutes']:g} minutes, seed {where['seed']}, {where['platform']}, Python {where['python']}, "
+            f"torch {where['torch']}, commit {str(where['commit'])[:7]}"
+            + " and changes" * where["dirty"]
+            + ("." if not told else ". The faults, one of each kind:")
+        )
+        return self.rst([*table(rows, "faults"), "", said, "", *told])
+
+
 def escaped(text: str) -> str:
     """Text whose special characters stand for themselves."""
     return re.sub(r"([*`|\\_])", r"\\\1", text)
@@ -158,6 +182,7 @@ def setup(app):
     app.connect("builder-inited", without_launch_buttons, priority=1)
     app.add_directive("speed", Speed)
     app.add_directive("launches", Launches)
+    app.add_directive("faults", Faults)
     app.add_directive("methods", Methods)
     app.add_directive("modules", Modules)
     return {"parallel_read_safe": True}

@@ -5,13 +5,17 @@ Drawing and applying are apart: each seed draws from random numbers of its own, 
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
+from cl_lib.bounds import Bound, check
 from cl_lib.errors import InputError
 from cl_lib.identity import identify
 from cl_lib.seeds import Draws
+
+MOST_PIXELS = 1024  # of padding
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,7 +33,7 @@ class Augment:
             by black as the network meets it.
 
     Raises:
-        InputError: if ``crop`` is not a whole number from 0 up.
+        InputError: if ``crop`` is not a whole number from 0 to 1,024, or another argument is of another kind.
     """
 
     crop: int = 4
@@ -37,8 +41,10 @@ class Augment:
     fill: float | Tensor | None = None
 
     def __post_init__(self):
-        if type(self.crop) is not int or self.crop < 0:
-            raise InputError(f"crop={self.crop!r} cannot be used: give a whole number of pixels from 0 up.")
+        check("crop", self.crop, Annotated[int, Bound(0, MOST_PIXELS)], "Augment", 4)
+        check("flip", self.flip, bool, "Augment", True)
+        if not isinstance(self.fill, Tensor):
+            check("fill", self.fill, float | None, "Augment", None)
 
     on_host = False  # what it draws is drawn on the device
 

@@ -5,24 +5,29 @@ from numbers import Real
 
 import numpy as np
 
+from cl_lib.bounds import MOST_TASKS, told
 from cl_lib.data.augment import Augment
 from cl_lib.data.datasets import Dataset
 from cl_lib.data.layout import RULES
 from cl_lib.errors import InputError, suggest
+from cl_lib.identity import plain
 
 SCENARIOS = "task", "domain", "class"
 NORMALISE = "standard", "centre", "none"
 
 
 def check(data, scenario, sizes, normalise, validation, blurry, augment, boundaries, rule) -> None:
-    if not len(sizes) or max(sizes) > len(data.classes):
+    if not isinstance(data, Dataset):
+        raise InputError(f"data is given as {type(data).__name__}: give a Dataset, such as cl_lib.load('digits').")
+    counts = [plain(n) for n in sizes] if isinstance(sizes, Sequence) and not isinstance(sizes, str) else []
+    if not counts or not all(type(n) is int and 1 <= n <= len(data.classes) for n in counts):
         raise InputError(
-            f"sizes={list(sizes)} cannot be used: give the number of classes of each task, "
+            f"sizes={told(sizes)} cannot be used: give the number of classes of each task, "
             f"at most the {len(data.classes)} of {data.name!r}."
         )
-    if scenario not in SCENARIOS:
+    if not isinstance(scenario, str) or scenario not in SCENARIOS:
         raise suggest(scenario, SCENARIOS, "scenario")
-    if normalise not in NORMALISE:
+    if not isinstance(normalise, str) or normalise not in NORMALISE:
         raise suggest(normalise, NORMALISE, "way to normalise")
     for name, share, what in (
         ("validation", validation, "hold out"),
@@ -39,7 +44,7 @@ def check(data, scenario, sizes, normalise, validation, blurry, augment, boundar
         )
     if not isinstance(boundaries, bool):
         raise InputError(f"boundaries={boundaries!r} cannot be used: give True, or False for a stream without them.")
-    if rule is not None and rule not in RULES:
+    if rule is not None and (not isinstance(rule, str) or rule not in RULES):
         raise suggest(rule, RULES, "rule for output rows")
     if rule is not None and scenario not in RULES[rule]:
         fitting = " or ".join(repr(name) for name, scenarios in RULES.items() if scenario in scenarios)
@@ -64,4 +69,6 @@ def whole(value: int, what: str) -> int:
     """The value as an int; InputError unless it is a whole number from 1 up."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
         raise InputError(f"{what}={value!r} cannot be used: give a whole number from 1 up.")
+    if what == "tasks" and value > MOST_TASKS:
+        raise InputError(f"tasks={value} cannot be used: give {MOST_TASKS:,} at most.")
     return int(value)

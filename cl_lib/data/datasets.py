@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from cl_lib.bounds import check
 from cl_lib.data.readers import READERS
 from cl_lib.errors import InputError, suggest
 
@@ -47,6 +48,7 @@ class Dataset:
     classes: tuple[str, ...]
 
     def __post_init__(self):
+        check("name", self.name, str, "A data set")
         names = self.classes
         if isinstance(names, str) or not isinstance(names, Iterable) or not all(isinstance(n, str) for n in names):
             raise InputError(
@@ -140,6 +142,7 @@ def data_root(root: str | os.PathLike | None = None) -> Path:
     Where the library is installed and no checkout is there, it is ``cl_lib`` in the user's cache, ``$XDG_CACHE_HOME``
     or ``~/.cache``. Raises InputError if a folder that was asked for does not exist.
     """
+    check("root", root, str | os.PathLike | None, "A data set", None)
     asked = root or os.environ.get("CL_DATA")
     if not asked:
         above = Path(__file__).resolve().parents[2]

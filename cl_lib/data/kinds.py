@@ -10,7 +10,7 @@ from cl_lib.errors import InputError, suggest
 from cl_lib.naming import is_named, resolve
 from cl_lib.signatures import Option, options, parameters, takes_any
 
-DECIDED = "view", "labels", "rule"  # what a kind of stream tells Stream itself
+DECIDED = "view", "labels", "rule", "pretrain_classes"  # what a kind of stream tells Stream itself
 KINDS = {kind.__name__: kind for kind in (split, permuted, rotated, shifted)}
 
 

@@ -14,6 +14,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from cl_lib.bounds import Natural
+from cl_lib.bounds import check as refuse
 from cl_lib.data.augment import Augment, Transform
 from cl_lib.data.checks import check, order_of, whole
 from cl_lib.data.datasets import Dataset, join
@@ -51,6 +53,7 @@ class Stream:
         labels: the label of each class of ``data``; None is its number. Classes of one label in several tasks are one
             class to the rule ``label``.
         rule: how labels get their output rows, ``rows`` of :func:`~cl_lib.data.streams.from_datasets`.
+        pretrain_classes: how many classes, the first in order, belong to no task: those of :meth:`pretraining`.
 
     Attributes:
         tasks: number of tasks T.
@@ -84,13 +87,20 @@ class Stream:
         boundaries: bool = True,
         labels: Sequence[int] | None = None,
         rule: str | None = None,
+        pretrain_classes: int = 0,
     ):
         check(data, scenario, sizes, normalise, validation, blurry, augment, boundaries, rule)
+        refuse("name", name, str, "A stream")
+        refuse("view", view, View | None, "A stream")
+        if labels is not None:
+            refuse("labels", labels, tuple[Natural, ...], "A stream")
+            if len(labels) != len(data.classes):
+                raise InputError(f"A stream of {len(data.classes)} classes needs as many labels, not {len(labels)}.")
         self.name, self.data, self.scenario = name, data, scenario
         self.sizes, self.order, self.view = [whole(n, "sizes") for n in sizes], order_of(order, data), view or View()
         self.per_class = None if per_class is None else whole(per_class, "per_class")
         self.normalise, self.validation, self.blurry = normalise, float(validation), float(blurry)
-        self.boundaries, self.shape = boundaries, tuple(data.x.shape[1:])
+        self.boundaries, self.shape, self.pretrain_classes = boundaries, tuple(data.x.shape[1:]), pretrain_classes
         self.labels = list(range(len(data.classes)) if labels is None else labels)
         self.rule, self._made, self._cache = rule, (len(self.sizes), len(data.classes)), {}
         self._lay_out()
@@ -179,15 +189,29 @@ class Stream:
         longer._check_tests(since=K)
         return longer
 
+    def _arriving(self, seed: int) -> Sequence[int]:
+        """The classes in their order, those that belong to no task first."""
+        K = self._made[1]
+        if self.order == "per-seed":
+            return torch.randperm(K, generator=chance(seed, "class order")).tolist()
+        return range(K) if self.order == "fixed" else self.order
+
+    def pretraining(self, seed: int) -> tuple[Tensor, Tensor]:
+        """The training images ``[n]`` of the ``pretrain_classes``, and each one's class, 0, 1, … ``[n]``, ascending."""
+
+        def gather():
+            images = [self._images(seed, "train")[c] for c in self._arriving(seed)[: self.pretrain_classes]]
+            of = [torch.full_like(own, number) for number, own in enumerate(images)]
+            empty = torch.empty(0, dtype=torch.int64)
+            return torch.cat([empty, *images]).to(self.device), torch.cat([empty, *of]).to(self.device)
+
+        return self._once(("pretraining", seed), gather)
+
     def groups(self, seed: int) -> list[list[int]]:
         """The classes of each task, in order of arrival."""
 
         def cut():
-            order, (tasks, K) = self.order, self._made
-            if order == "fixed":
-                order = range(K)
-            elif order == "per-seed":
-                order = torch.randperm(K, generator=chance(seed, "class order")).tolist()
+            order, (tasks, K) = self._arriving(seed)[self.pretrain_classes :], self._made
             first = itertools.islice(itertools.cycle(order), sum(self.sizes[:tasks]))
             arrivals = itertools.chain(first, itertools.count(K))  # then those of the tasks that extended the stream
             return [list(itertools.islice(arrivals, n)) for n in self.sizes]
@@ -285,8 +309,8 @@ class Stream:
     def config(self) -> dict:
         """Everything that decides what a seed sees, ready for JSON.
 
-        ``blurry``, ``boundaries``, ``rows`` and ``extended`` (by how many tasks) are there only where they say
-        something: a stream without them has the name that it had before there were any.
+        ``blurry``, ``boundaries``, ``rows``, ``pretrain_classes`` and ``extended`` (by how many tasks) are there only
+        where they say something: a stream without them has the name that it had before there were any.
         """
         config = {
             "stream": self.name,
@@ -307,6 +331,8 @@ class Stream:
             config["boundaries"] = False
         if self._own != output_rows(self._own, "rank" if self.scenario == "domain" else "new"):
             config["rows"] = self._own
+        if self.pretrain_classes:
+            config["pretrain_classes"] = self.pretrain_classes
         if more := self.tasks - self._made[0]:
             config["extended"] = more
         return config

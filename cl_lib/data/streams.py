@@ -25,18 +25,20 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
 from numbers import Real
 
+from cl_lib.bounds import check, told
 from cl_lib.data.checks import whole
 from cl_lib.data.datasets import Dataset, join, load
 from cl_lib.data.stream import Stream
 from cl_lib.data.views import Permuted, Rotated, Shifted, View
 from cl_lib.errors import InputError, suggest
+from cl_lib.identity import plain
 
 __all__ = ["Stream", "from_datasets", "permuted", "rotated", "shifted", "split"]
 
 OF_STREAM = [  # the options that users give; the others are for the functions below to decide
     name
     for name, p in inspect.signature(Stream).parameters.items()
-    if p.kind is p.KEYWORD_ONLY and name not in ("view", "labels", "rule")
+    if p.kind is p.KEYWORD_ONLY and name not in ("view", "labels", "rule", "pretrain_classes")
 ]
 
 
@@ -46,6 +48,7 @@ def split(
     scenario: str = "class",
     order: str | Sequence[int] = "fixed",
     first: int | None = None,
+    pretrain_classes: int = 0,
     **options,
 ) -> Stream:
     """Each task its share of the classes: Split-MNIST is ``split("mnist")``.
@@ -57,6 +60,8 @@ def split(
         order: ``fixed`` (0, 1, 2, …), ``per-seed``, or a list of all class numbers.
         first: number of classes of the first task; the others divide the rest evenly. CIFAR-100-B50-10,
             that is 50 classes and then 5 times 10, is ``split("cifar100", tasks=6, first=50)``.
+        pretrain_classes: how many classes, the first in order, are set aside to learn from before the first task and
+            belong to none, as meta-learning asks for; the tasks divide the rest. Only who asks for them sees them.
         options: those of :class:`~cl_lib.data.stream.Stream`. ``blurry=0.1`` is the stream of Bang et al. (2021,
             Rainbow Memory): a tenth of each class's images appear in the other tasks.
 
@@ -64,8 +69,14 @@ def split(
         InputError: if the classes cannot be divided so, or an argument cannot be used.
     """
     data = _dataset(data)
-    sizes = _shares(len(data.classes), tasks, first)
-    return Stream(f"split-{data.name}", data, scenario, sizes, order=order, **_known(split, options))
+    aside, most = pretrain_classes, len(data.classes) - 1
+    if isinstance(aside, bool) or not isinstance(aside, int) or not 0 <= aside <= most:
+        raise InputError(
+            f"pretrain_classes={aside!r} cannot be used: give a whole number from 0 to {most}, since {data.name!r} has "
+            f"{most + 1} classes and the tasks need one."
+        )
+    sizes, name = _shares(len(data.classes) - aside, tasks, first), f"split-{data.name}"
+    return Stream(name, data, scenario, sizes, order=order, pretrain_classes=aside, **_known(split, options))
 
 
 def permuted(
@@ -80,9 +91,10 @@ def permuted(
         options: those of :class:`~cl_lib.data.stream.Stream`, without ``augment``: permuted pixels have no neighbours.
     """
     data, tasks = _dataset(data), whole(tasks, "tasks")
+    check("identity_first", identity_first, bool, "permuted", False)
     if options.get("augment"):
         raise InputError("augment means nothing for permuted pixels, which have no neighbours: leave it out.")
-    return _viewed(permuted, data, scenario, tasks, Permuted(tasks, bool(identity_first)), options)
+    return _viewed(permuted, data, scenario, tasks, Permuted(tasks, plain(identity_first)), options)
 
 
 def rotated(
@@ -125,7 +137,7 @@ def shifted(
         options: those of :class:`~cl_lib.data.stream.Stream`.
     """
     data = _dataset(data)
-    if isinstance(shifts, str) or not len(shifts) or not all(isinstance(shift, str) for shift in shifts):
+    if not isinstance(shifts, list | tuple) or not shifts or not all(isinstance(shift, str) for shift in shifts):
         raise InputError(
             f"shifts={shifts!r} cannot be used: give a list, one shift a task, such as ['clean', 'noisy']."
         )
@@ -140,7 +152,9 @@ def shifted(
 def _viewed(kind: Callable, data: Dataset, scenario: str, tasks: int, view: View, options: dict) -> Stream:
     """All classes in each task."""
     options, sizes = _known(kind, options), [len(data.classes)] * tasks
-    rule = "new" if scenario == "class" else None  # a class in another view is another class
+    rule = (
+        "new" if isinstance(scenario, str) and scenario == "class" else None
+    )  # a class in another view is another class
     return Stream(f"{kind.__name__}-{data.name}", data, scenario, sizes, view=view, rule=rule, **options)
 
 
@@ -181,6 +195,9 @@ def from_datasets(
     if "order" in options:
         raise InputError("order cannot be used with from_datasets: give the tasks in the order you want.")
     _known(from_datasets, options)
+    check("name", name, str, "from_datasets", "custom")
+    if not isinstance(tasks, Iterable):
+        raise InputError(f"tasks={told(tasks)} cannot be used: give a list with a pair (train, test) for each task.")
     data, labels = join(tasks, name)
     sizes, labels = list(map(len, labels)), list(chain(*labels))
     return Stream(name, data, scenario, sizes, normalise=normalise, labels=labels, rule=rows, **options)

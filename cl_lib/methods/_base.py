@@ -8,6 +8,7 @@ the command line, the benchmark, the tests and the book.
 import dataclasses
 import inspect
 import warnings
+from string import ascii_letters, digits
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -121,6 +122,8 @@ class Method:
     def __init_subclass__(cls, key: str | None = None, registered: bool = True, **kwargs):
         super().__init_subclass__(**kwargs)
         cls.key = key or cls.__name__.lower()
+        if not isinstance(cls.key, str) or not set(cls.key) <= set(ascii_letters + digits + "_-."):
+            raise InputError(f"key={cls.key!r} is no name for a method: use letters, digits, _ and -.")
         refuse_other_arguments(cls)
         if not registered:
             return
@@ -198,7 +201,7 @@ class Method:
         """Bytes for one seed that it keeps beside ``state``: old data that it reads from the stream again, say."""
         return {}
 
-    def step_samples(self, batch_size: int) -> int:
+    def samples_a_step(self, batch_size: int) -> int:
         """How many samples a step sends through the network with a gradient: what an estimate of memory counts."""
         return batch_size
 
@@ -238,7 +241,11 @@ class Method:
 
 
 def refuse_other_arguments(cls: type[Method]) -> None:
-    """Raise InputError where a class writes a hook with other arguments than those that it is called with."""
+    """Raise InputError where a class writes a hook with other arguments than those that it is called with, or where
+    a parameter would hide what every method has."""
+    for name in vars(cls).get("__annotations__", {}):
+        if callable(vars(Method).get(name)):
+            raise InputError(f"{cls.__name__}.{name} is a parameter with the name of a hook: call it otherwise.")
     for hook in HOOKS & set(vars(cls)):
         wanted, own = (inspect.signature(getattr(kind, hook)) for kind in (Method, cls))
         try:
@@ -249,9 +256,17 @@ def refuse_other_arguments(cls: type[Method]) -> None:
             ) from None
 
 
+def one_number(method: Method, loss) -> Tensor:
+    """A loss as ``task`` and ``penalty`` give it for one model. Raises InputError unless it is one number."""
+    if not isinstance(loss, Tensor) or loss.numel() != 1:
+        what = f"a tensor {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+        raise InputError(f"{method.key}: task + penalty is {what}: give one number each, a mean or a sum.")
+    return loss
+
+
 HOOKS = {
     "build", "task", "penalty", "direct", "before_task", "after_task", "predict", "start", "before_step",
-    "after_step", "fit", "grow", "stored", "check",
+    "after_step", "fit", "grow", "stored", "samples_a_step", "check",
 }  # fmt: skip
 
 

@@ -66,8 +66,8 @@ class Combined(Method, registered=False):
         for p in self.parts:
             yield from p.members()
 
-    def step_samples(self, batch_size):
-        return batch_size + sum(p.step_samples(batch_size) - batch_size for p in self.parts)
+    def samples_a_step(self, batch_size):
+        return batch_size + sum(p.samples_a_step(batch_size) - batch_size for p in self.parts)
 
     def check(self, learner):
         for p in self.parts:

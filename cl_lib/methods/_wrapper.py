@@ -36,8 +36,8 @@ class Wrapper(Method, registered=False):
     def build(self, network, stream):
         return self.host.build(network, stream)
 
-    def step_samples(self, batch_size):
-        return self.host.step_samples(batch_size)
+    def samples_a_step(self, batch_size):
+        return self.host.samples_a_step(batch_size)
 
     def check(self, learner):
         self.host.check(Part(learner, "host"))

@@ -42,7 +42,7 @@ class AGEM(Method):
         if self.memory:
             warn_unless_plain(self, learner, momentum=True)
 
-    def step_samples(self, batch_size):
+    def samples_a_step(self, batch_size):
         return batch_size + (batch_size if self.replay_batch is None else self.replay_batch)
 
     def start(self, learner):

@@ -29,8 +29,8 @@ class DERpp(DER):
     neutral = {"strength": 0.0, "label_strength": 0.0}
     cost = "each step: 2 × replay_batch more samples; memory: the buffer with its logits; constant in the tasks"
 
-    def step_samples(self, batch_size):
-        return 2 * super().step_samples(batch_size) - batch_size
+    def samples_a_step(self, batch_size):
+        return 2 * super().samples_a_step(batch_size) - batch_size
 
     def start(self, learner):
         return Bag(buffer=start_buffer(learner, self.memory, logits=self.logits(learner)))

@@ -68,7 +68,7 @@ class DGR(Method):
     def has(self, hook):
         return super().has(hook) and not (hook == "fit" and self.generator == "beside")
 
-    def step_samples(self, batch_size):
+    def samples_a_step(self, batch_size):
         return batch_size + (batch_size if self.replay_batch is None else self.replay_batch)
 
     def start(self, learner):

@@ -56,7 +56,7 @@ class ER(Method):
             )
         warn_if_small(self, learner)
 
-    def step_samples(self, batch_size):
+    def samples_a_step(self, batch_size):
         return batch_size + (batch_size if self.replay_batch is None else self.replay_batch)
 
     def start(self, learner):

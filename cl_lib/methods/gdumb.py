@@ -1,5 +1,6 @@
 import dataclasses
 import math
+import warnings
 from dataclasses import dataclass
 
 import torch
@@ -53,6 +54,9 @@ class GDumb(Method):
     cost = "each test: passes × memory samples; memory: the buffer; constant in the tasks"
 
     def check(self, learner):
+        if self.memory < learner.stream.outputs:
+            rows = learner.stream.outputs
+            warnings.warn(f"memory={self.memory} does not hold one sample of each of {rows} classes.", stacklevel=3)
         if self.low_rate > self.top_rate:
             raise InputError(f"low_rate={self.low_rate} must not be above top_rate={self.top_rate}.")
 

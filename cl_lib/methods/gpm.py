@@ -5,12 +5,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cl_lib.bounds import Count, NonNegative, Share
+from cl_lib.errors import InputError
 from cl_lib.methods._base import Method, warn_unless_plain
 from cl_lib.nets.net import head_of
 from cl_lib.seeds import Bag
 
 LAYERS = nn.Linear | nn.Conv2d
 CHUNK = 16384  # patches that are reduced at once
+BLOCK = 32  # columns of a basis that are multiplied at once
 
 
 @dataclass
@@ -41,7 +43,8 @@ class GPM(Method):
     decay, Adam and element-wise clipping break it.
 
     Cost: each step two products with M in each layer, 4 · out · d · r operations; end of task: an SVD of each layer.
-    Memory: the bases, at most d² a layer; ``result.curves["occupied"]`` [S, T, layers] is the r/d of each.
+    Memory: the bases, at most d² a layer, in steps of 32 columns; ``result.curves["occupied"]`` [S, T, layers] is the
+    r/d of each.
     """
 
     threshold: Share = 0.97  # ε of the first task
@@ -61,8 +64,16 @@ class GPM(Method):
     cost = "each step: two thin products a layer; end of task: SVDs of inputs; memory: bases, at most d² a layer"
 
     def check(self, learner):
-        if not self.off:
-            warn_unless_plain(self, learner, momentum=False)
+        if self.off:
+            return
+        warn_unless_plain(self, learner, momentum=False)
+        net = learner.net()
+        inputs = net.taps(learner.example()[0][None])[1]
+        if hidden := [name for name in layers(net) if name.rpartition(".")[0] not in inputs]:
+            raise InputError(
+                f"gpm cannot see what enters {', '.join(hidden)}, whose weights are used without calling the layer, as "
+                "attention does: choose a network of linear and convolutional layers."
+            )
 
     @property
     def off(self) -> bool:
@@ -96,7 +107,7 @@ class GPM(Method):
             M = M[:, M.any(0)]  # without what pads it to other seeds' width
             if layer is not free:
                 M = grown(M, factors[name].mT, self.energy(task.index, i))
-            bases[name] = M
+            bases[name] = F.pad(M, (0, -M.shape[1] % BLOCK))
             shares.append(M.shape[1] / width)
         task.learner.curve("occupied", task.index, task.position, shares)
         return Bag(bases=bases)
@@ -113,7 +124,11 @@ def layers(net) -> dict[str, nn.Module]:
 
 
 def projected(grads: dict, bases: dict) -> dict:
-    """∇W − (∇W M) Mᵀ for every weight that has a basis, with its bias as the last row of M; 0 for all others."""
+    """∇W − (∇W M) Mᵀ for every weight that has a basis, with its bias as the last row of M; 0 for all others.
+
+    It is the sum over blocks of columns, all of one shape: a basis that ends in zeros, up to another seed's width,
+    gives the same bits. As one product it would not, and one rounding can decide how many columns are kept.
+    """
     out = {}
     for name, M in bases.items():
         g, bias = grads[name].flatten(1), name.removesuffix("weight") + "bias"
@@ -121,11 +136,14 @@ def projected(grads: dict, bases: dict) -> dict:
         if M.shape[1] == 0:
             out |= {n: grads[n] for n in (name, bias) if n in grads}
             continue
-        inside = g @ M[:d]  # [out, r]
-        if len(M) > d:
-            inside = torch.addcmul(inside, grads[bias][:, None], M[d])
-            out[bias] = grads[bias] - inside @ M[d]
-        out[name] = torch.addmm(g, inside, M[:d].mT, alpha=-1).view_as(grads[name])
+        ends, rest = grads.get(bias), g
+        for block in M.split(BLOCK, 1):
+            inside = g @ block[:d]  # [out, BLOCK]
+            if len(M) > d:
+                inside = torch.addcmul(inside, grads[bias][:, None], block[d])
+                ends = ends - inside @ block[d]
+            rest = torch.addmm(rest, inside, block[:d].mT, alpha=-1)
+        out |= {name: rest.view_as(grads[name])} | ({bias: ends} if len(M) > d else {})
     return {name: out[name] if name in out else torch.zeros_like(g) for name, g in grads.items()}
 
 

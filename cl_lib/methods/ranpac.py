@@ -4,6 +4,7 @@ from typing import Literal
 import torch
 
 from cl_lib.bounds import Count, Positive
+from cl_lib.errors import InputError
 from cl_lib.methods._moments import Moments
 from cl_lib.seeds import Bag
 
@@ -46,5 +47,9 @@ class RanPAC(Moments):
 
     def solve(self, count, total, product):
         eye = torch.eye(len(product), dtype=product.dtype, device=product.device)
-        weight = torch.cholesky_solve(total.mT, torch.linalg.cholesky(product + self.ridge * eye)).mT
+        try:
+            root = torch.linalg.cholesky(product + self.ridge * eye)
+        except torch.linalg.LinAlgError:
+            raise InputError(f"ridge={self.ridge} is too small for these features: give more, such as 1.") from None
+        weight = torch.cholesky_solve(total.mT, root).mT
         return weight, torch.zeros_like(count)

@@ -33,6 +33,7 @@ class SI(Anchored):
     damping: Positive = 0.1  # ξ
 
     watches = True
+    recordable = True
     citation = "Zenke, Poole & Ganguli, 2017, ICML, arXiv:1703.04200"
     cost = "each step: a few passes over the parameters; memory: 3 × parameters; constant in the tasks"
 

@@ -1,14 +1,17 @@
 """How much memory a pass through a network takes, and how many samples fit at a time."""
 
+import contextlib
 import os
 
 import torch
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from cl_lib.errors import InputError
 from cl_lib.seeds import Bag
 
 BOUND = 2**29  # bytes that one piece of work may take where the device does not tell what is free
+REFUSED = "can't allocate memory", "calculation overflowed", "not enough memory"  # torch's words for it
 SHARE = 0.25  # of what is free, for one piece of work
 
 
@@ -40,6 +43,20 @@ def of_a_sample(net, x) -> Bag:
     with made:
         net.replace(training=False)(x)
     return Bag(kept=made.all, passing=3 * max(made.largest, x.nbytes))
+
+
+@contextlib.contextmanager
+def enough(what: str):
+    """Raise InputError where memory is asked for that cannot be had."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and not any(w in str(error) for w in REFUSED):
+            raise
+        raise InputError(
+            f"{what} asks for more memory than there is ({str(error).partition(chr(10))[0][:200]}): make the network, "
+            "the method's memory or the batches smaller."
+        ) from error
 
 
 def free(device: torch.device) -> int:

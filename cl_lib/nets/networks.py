@@ -197,17 +197,21 @@ def _make(network, shape, outputs, hidden):
         return NETWORKS[network](shape, outputs, **({"hidden": tuple(hidden)} if network.endswith("mlp") else {}))
     if not callable(network):
         raise InputError(f"network={network!r} is not a network: give a name, a factory or an nn.Module.")
-    module = network() if _callable_with_nothing(network) else network(shape, outputs)
+    if not (bare := _takes(network)) and not _takes(network, shape, outputs):
+        raise InputError(f"The factory {network!r} can be called neither with nothing nor with (shape, outputs).")
+    module = network() if bare else network(shape, outputs)
     if not isinstance(module, nn.Module):
         raise InputError(f"The factory {network!r} returned a {type(module).__name__}: return an nn.Module.")
     return module.cpu()
 
 
-def _callable_with_nothing(factory) -> bool:
+def _takes(factory, *arguments) -> bool:
     try:
-        inspect.signature(factory).bind()
+        inspect.signature(factory).bind(*arguments)
     except TypeError:
         return False
+    except ValueError:  # of code that tells nothing
+        return bool(arguments)
     return True
 
 

@@ -9,11 +9,13 @@ diagonal, and only the super-diagonal. A comparison between tasks is NaN where t
 """
 
 import functools
+from numbers import Real
 from typing import NamedTuple
 
 import numpy as np
 from scipy.special import stdtrit
 
+from cl_lib.bounds import told
 from cl_lib.errors import InputError
 
 NAMES = (
@@ -230,6 +232,8 @@ def summary(values, level=0.95) -> Summary:
     diverged, or the cell was not measured) is left out, and ``n`` says how many remain. One seed has a mean
     but no spread: NaN.
     """
+    if isinstance(level, bool) or not isinstance(level, Real) or not 0 < level < 1:
+        raise InputError(f"level={told(level)} cannot be used: give a share between 0 and 1, such as 0.95.")
     values = np.asarray(values, dtype=float)
     given = ~np.isnan(values)
     n = given.sum(0)

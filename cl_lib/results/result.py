@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree
 
 from cl_lib.errors import InputError
 from cl_lib.files import read_tensors, write_tensors
+from cl_lib.identity import plain
 from cl_lib.identity import provenance as provenance
 from cl_lib.methods._base import Method
 from cl_lib.methods._registry import from_config
@@ -27,7 +28,10 @@ from cl_lib.seeds import Bag, cat_padded, flatten, hollow, unflatten
 # What the file holds, and how: tensors, dicts of tensors, JSON.
 ARRAYS = ("R", "baseline", "per_class", "losses")
 DICTS_OF_ARRAYS = ("seconds_by_task", "curves")
-PLAIN = ("config", "seeds", "classes", "seconds", "peak_memory", "stored_bytes", "parameters", "provenance", "rows")
+PLAIN = (
+    "config", "seeds", "classes", "seconds", "peak_memory", "stored_bytes", "parameters", "provenance", "rows",
+    "dropped",
+)  # fmt: skip
 FORMAT = "cl_lib result"
 AT_ONCE = 2048  # inputs that are answered together
 
@@ -68,6 +72,7 @@ class Result:
             routers), the ``random`` numbers' states, which seeds are ``active``, and ``normalise``, the ``mean`` and
             ``std`` of the inputs. With it a result answers, and a learner goes on from it.
         rows: the output rows of each task, T lists.
+        dropped: why, for each seed that training went on without.
         network: the module that takes one seed's weights, or a function that makes it. It is not saved.
         answering: the method whose answers these are. It is not saved, but made again from ``config``.
     """
@@ -89,12 +94,17 @@ class Result:
     weights: dict[str, Tensor] = field(default_factory=dict)
     kept: Bag = field(default_factory=Bag)
     rows: list[list[int]] = field(default_factory=list)
+    dropped: dict[int, str] = field(default_factory=dict)
     network: nn.Module | Callable[[], nn.Module] | None = None
     answering: Method | None = None
 
     def __post_init__(self):
-        self.seeds = tuple(int(seed) for seed in self.seeds)
-        self.R = np.asarray(self.R, dtype=float)
+        try:
+            self.seeds = tuple(int(seed) for seed in self.seeds)
+            self.R = np.asarray(self.R, dtype=float)
+        except (TypeError, ValueError) as error:
+            raise InputError(f"seeds must be whole numbers and R numbers: {error}.") from None
+        self.dropped = {int(seed): str(why) for seed, why in self.dropped.items()}
         S, T = len(self.seeds), self.R.shape[-1] if self.R.ndim else 0
         shapes = {"R": (S, T, T), "baseline": (S, T), "per_class": (S, T, ...), "losses": (S, T, ...)}
         for name, shape in shapes.items():
@@ -186,6 +196,14 @@ class Result:
         frame["seed"] = frame["seed"].map(dict(enumerate(self.seeds)))
         return frame.reindex(columns=columns).astype(dict.fromkeys(("seed", "after", "on", "step"), "Int64"))
 
+    def lost(self) -> str:
+        """Which seeds are in no mean, and why, as a sentence; empty where all are in it."""
+        bare = {s: "it was not measured" for s, R in zip(self.seeds, self.R, strict=True) if np.isnan(R[-1]).all()}
+        if not (out := bare | self.dropped):
+            return ""
+        n, why = len(self.seeds) - len(out), "; ".join(f"seed {s}: {out[s]}" for s in self.seeds if s in out)
+        return f"n = {n} of {len(self.seeds)} seeds, dropped {why}"
+
     # --- networks ----------------------------------------------------------------------------------------
 
     def model(self, seed: int, network: nn.Module | Callable[[], nn.Module] | None = None) -> nn.Module:
@@ -217,7 +235,7 @@ class Result:
 
         Arguments as in :meth:`predict`.
         """
-        position, x = self._position(seed), torch.as_tensor(x)
+        position, x = self._position(seed), self._images(x)
         allowed, told = self._allowed(task), task if self.scenario == "task" else None
         method = method or self.answering or from_config(self.method, self.config.get("parameters", {}))
         if method.has("predict") and "state" not in self.kept:
@@ -251,8 +269,18 @@ class Result:
         """
         return self.scores(x, seed, task, method=method, network=network).argmax(-1)
 
+    def _images(self, x) -> Tensor:
+        try:
+            x = torch.as_tensor(x)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise InputError(f"x is given as {type(x).__name__}: give inputs [n, …], a tensor.") from error
+        shape = tuple(self.stream.get("shape") or x.shape[1:])
+        if x.is_complex() or tuple(x.shape[1:]) != shape or x.ndim < 2:
+            raise InputError(f"x is {x.dtype} {[*x.shape]}, and the network takes [n, {', '.join(map(str, shape))}].")
+        return x
+
     def _position(self, seed: int) -> int:
-        if seed not in self.seeds:
+        if type(plain(seed)) is not int or seed not in self.seeds:
             raise InputError(f"Seed {seed} is not in this result; it has {list(self.seeds)}.")
         return self.seeds.index(seed)
 
@@ -353,6 +381,7 @@ class Result:
             weights={key: torch.cat(values)[order] for key, values in alike("weights").items()},
             kept=pytree.tree_map(lambda *ts: cat_padded(ts)[order], *(r.kept for r in results)),
             rows=first.rows,
+            dropped={seed: why for result in results for seed, why in result.dropped.items()},
             network=first.network,
             answering=first.answering,
         )
@@ -370,13 +399,14 @@ class Result:
 
     def __repr__(self) -> str:
         title, rows = self._lines()
-        return "\n".join([title, *(f"  {name:<11}{value:>14}" for name, value in rows)])
+        return "\n".join([title, *(f"  {name:<11}{value:>14}" for name, value in rows), *filter(None, [self.lost()])])
 
     def _repr_html_(self) -> str:
         title, rows = self._lines()
         cells = "".join(f'<tr><th scope="row">{name}</th><td>{value}</td></tr>' for name, value in rows)
         caption = f"<caption>{html.escape(title)}</caption>"
-        return f'<table class="dataframe result">{caption}<tbody>{cells}</tbody></table>'
+        left = f'<tr><td colspan="2">{html.escape(self.lost())}</td></tr>' if self.lost() else ""
+        return f'<table class="dataframe result">{caption}<tbody>{cells}{left}</tbody></table>'
 
 
 def _percent(mean: float, std: float) -> str:

@@ -1,11 +1,18 @@
 """The accuracy matrix of a training loop that is not ours."""
 
+from collections.abc import Iterable
+from typing import Annotated, Literal
+
 import numpy as np
 import pandas as pd
 from torch import Tensor
 
+from cl_lib.bounds import MOST_TASKS, Bound, Natural, check, told
 from cl_lib.errors import InputError
+from cl_lib.identity import plain
 from cl_lib.results.result import Result
+
+TRACKER = "A tracker"
 
 
 class Tracker:
@@ -20,8 +27,15 @@ class Tracker:
     """
 
     def __init__(self, tasks: int, scenario: str | None = None, name: str = "own loop", seeds=None):
-        if not isinstance(tasks, int) or tasks < 1:
-            raise InputError(f"tasks={tasks!r} must be a whole number, 1 or more.")
+        tasks, name = plain(tasks), plain(name)
+        check("tasks", tasks, Annotated[int, Bound(1, MOST_TASKS)], TRACKER)
+        check("name", name, str, TRACKER)
+        check("scenario", scenario, Literal["task", "domain", "class"] | None, TRACKER)
+        if seeds is not None:
+            seeds = tuple(map(plain, seeds)) if isinstance(seeds, Iterable) else seeds
+            check("seeds", seeds, tuple[Natural, ...] | None, TRACKER)
+            if not seeds or len(set(seeds)) < len(seeds):
+                raise InputError(f"{TRACKER} cannot use seeds={told(seeds)}: name each seed once, and at least one.")
         self.tasks, self.scenario, self.name, self.seeds = tasks, scenario, name, seeds
         self._cells: dict[tuple[int, int], np.ndarray] = {}
 
@@ -32,16 +46,18 @@ class Tracker:
         there, values outside [0, 1], and another number of seeds than before. Returns the tracker.
         """
         for word, index, first in (("task", task, 0), ("after", after, -1)):
-            if not first <= index < self.tasks:
-                raise InputError(f"{word}={index} is not in {first} … {self.tasks - 1}: tasks count from 0.")
-        values = accuracy.cpu() if isinstance(accuracy, Tensor) else accuracy
-        values = np.atleast_1d(np.asarray(values, dtype=float))
-        if values.ndim > 1 or ((values < 0) | (values > 1)).any():
-            raise InputError(f"accuracy={accuracy} is not a fraction in [0, 1] a seed: did you give percent?")
+            check(word, index, Annotated[int, Bound(first, self.tasks - 1)], TRACKER)
+        values = accuracy.detach().cpu() if isinstance(accuracy, Tensor) else accuracy
+        try:
+            values = np.atleast_1d(np.asarray(values, dtype=float))
+        except (TypeError, ValueError):
+            raise InputError(f"accuracy={told(accuracy)} is no number: give one for each seed.") from None
+        if values.ndim > 1 or ((values < 0) | (values > 1)).any() or np.isnan(values).all():
+            raise InputError(f"accuracy={told(accuracy)} is not a fraction in [0, 1] a seed: did you give percent?")
         S = len(self.seeds) if self.seeds is not None else len(next(iter(self._cells.values()), values))
         if len(values) != S:
             raise InputError(f"accuracy has {len(values)} values, but there are {S} seeds: one for each.")
-        self._cells[after, task] = values
+        self._cells[int(after), int(task)] = values
         return self
 
     def result(self) -> Result:

@@ -17,13 +17,13 @@ from pathlib import Path
 import joblib
 import pandas as pd
 import torch
-import yaml
 
 from cl_lib import search
 from cl_lib.data import kinds
 from cl_lib.errors import Diverged, InputError, suggest
 from cl_lib.files import writable
 from cl_lib.naming import is_named
+from cl_lib.studies.schema import read as read
 from cl_lib.studies.table import Table, name_of, read_rows
 from cl_lib.training.learner import Learner
 from cl_lib.training.progress import Countdown
@@ -35,17 +35,6 @@ SEARCH = {"trials": 100, "validation": 0.1, "seed": 1000}
 
 
 # --- what a file says -------------------------------------------------------------------------------------
-
-
-def read(path) -> dict:
-    """The studies in a YAML file. Raises InputError where there are none."""
-    try:
-        found = yaml.safe_load(Path(path).read_text("utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise InputError(f"{path} cannot be read ({error}): give a file of notebooks/experiments.") from error
-    if not isinstance(found, dict) or not isinstance(found.get("studies"), dict):
-        raise InputError(f"{path} names no studies: give it a mapping `studies:`.")
-    return found
 
 
 def cells(grid: dict, study: str) -> list[dict]:

@@ -1,6 +1,7 @@
 """Testing: what a method answers, and how often it is right."""
 
 import math
+import warnings
 from collections.abc import Iterable
 
 import torch
@@ -29,6 +30,7 @@ def hits(
     positions: Iterable[int] | None = None,
     at_once: int = 1,
     images: int = MOST,
+    watched: Iterable[int] = (),
 ) -> tuple[Tensor, Tensor]:
     """Right answers and samples by task and output row, both ``[positions, tasks, C]`` on the host.
 
@@ -37,11 +39,15 @@ def hits(
         positions: which of the seeds; None: all.
         at_once: how many seeds are tested together.
         images: how many of each seed's images there is room for.
+        watched: the positions of which nan is told.
+
+    An answer that is nan is wrong.
     """
     tasks = list(tasks)
     positions = list(range(len(seeds)) if positions is None else positions)
     size = len(seeds), len(tasks), stream.outputs
     right, total = (torch.zeros(size, device=networks.device) for _ in range(2))
+    unanswered = torch.zeros(len(seeds), device=networks.device)
     for i, task in enumerate(tasks):
         told = task if stream.scenario == "task" else None
         indices = {p: stream.indices(seeds[p], task, part) for p in positions}
@@ -53,13 +59,25 @@ def hits(
                     x, y = stream.batch([seeds[p] for p in group], cut, task, part)
                     given = scores(networks, method, state, group, x.to(networks.dtype), told)
                     given = given.masked_fill(~allowed[task], -math.inf)
-                    hit = (given.argmax(-1) == y).to(right.dtype)
+                    nan = given.isnan().any(-1)
+                    hit = ((given.argmax(-1) == y) & ~nan).to(right.dtype)
+                    unanswered.index_add_(0, torch.tensor(group, device=nan.device), nan.sum(-1).to(hit.dtype))
                     for count, what in ((right, hit), (total, torch.ones_like(hit))):
                         own = take(count, tuple(group))
                         own[:, i].scatter_add_(1, y, what)
                         put_back(count, tuple(group), own)
+    _tell(method, seeds, watched, unanswered.cpu())
     right, total = take(torch.stack([right, total], 1), tuple(positions)).cpu().unbind(1)
     return right, total
+
+
+def _tell(method: Method, seeds: tuple[int, ...], watched: Iterable[int], unanswered: Tensor) -> None:
+    """Warn of seeds whose answers are nan, which count as wrong."""
+    if which := [f"seed {seeds[p]} ({unanswered[p]:.0f})" for p in watched if unanswered[p]]:
+        warnings.warn(
+            f"{method.key} answers nan, which counts as wrong: {', '.join(which)}. Look at its network and its inputs.",
+            stacklevel=4,
+        )
 
 
 def scores(networks: Networks, method: Method, state: Bag, group: tuple[int, ...], x: Tensor, task=None) -> Tensor:

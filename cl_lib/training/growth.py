@@ -5,6 +5,7 @@ import json
 import numpy as np
 import torch
 
+from cl_lib.bounds import told
 from cl_lib.errors import InputError
 from cl_lib.methods._base import Growth, Method
 from cl_lib.methods._registry import from_config
@@ -12,6 +13,7 @@ from cl_lib.results.result import Result
 from cl_lib.seeds import Bag
 from cl_lib.training.networks import with_rows
 from cl_lib.training.options import Options
+from cl_lib.training.records import as_bytes
 from cl_lib.training.rows import Rows
 
 
@@ -25,6 +27,8 @@ def state_of(result: Result) -> tuple[dict, Bag]:
 
     Raises InputError for a result that does not hold it.
     """
+    if not isinstance(result, Result):
+        raise InputError(f"{told(result)} is no result to go on from: give one of run(…), or Result.load(path).")
     if "state" not in result.kept or not result.weights:
         raise InputError("This result holds no state to go on from: it was made by an older version; run it again.")
     settings = {name: result.config[name] for name in Options.__dataclass_fields__ if name in result.config}
@@ -32,7 +36,8 @@ def state_of(result: Result) -> tuple[dict, Bag]:
     arrays = {"R": result.R, "untrained": result.baseline, "per_class": result.per_class, "losses": result.losses}
     more = {"seconds": tensors(result.seconds_by_task), "curves": tensors(result.curves)}
     weights, done = Bag(result.weights), int((~np.isnan(result.R)).any((0, 2)).sum())
-    records = Bag(tensors(arrays), **more)
+    dropped = as_bytes({result.seeds.index(seed): why for seed, why in result.dropped.items()})
+    records = Bag(tensors(arrays), **more, dropped=dropped)
     return settings, Bag(result.kept, params=weights, buffers=weights, records=records, done=torch.tensor(done))
 
 

@@ -16,13 +16,14 @@ from torch import Tensor
 from torch.func import vmap
 from torch.utils import _pytree as pytree
 
+from cl_lib.bounds import told
 from cl_lib.errors import InputError, PoorPairing
 from cl_lib.identity import provenance
 from cl_lib.nets import memory
 from cl_lib.nets.dropout import stackable
 from cl_lib.nets.net import Net
 from cl_lib.results.result import Result
-from cl_lib.seeds import Bag, Draws, generator, keys, placed, settled, stack_padded
+from cl_lib.seeds import Bag, Draws, checked, generator, keys, placed, settled, stack_padded
 from cl_lib.training import callbacks as watching
 from cl_lib.training import evaluation, growth
 from cl_lib.training.batch import Samples
@@ -47,6 +48,8 @@ from cl_lib.training.request import (
 from cl_lib.training.rows import Rows
 from cl_lib.training.task import Task
 from cl_lib.training.told import Told
+
+BATCH_NORM = torch.nn.modules.batchnorm._BatchNorm
 
 
 class Learner:
@@ -97,7 +100,8 @@ class Learner:
 
         self.rows = Rows(self.stream, self.options.loss_over, self.device)
         keep = self.options.optimizer_state == "keep" or not stream.boundaries
-        self.networks = Networks(self._models(), self.device, self.dtype, half, keep, self.capture)
+        with memory.enough(f"The network of {self.method.key}"):
+            self.networks = Networks(self._models(), self.device, self.dtype, half, keep, self.capture)
         stacked = self._stackable(seeds_at_once)
         self.seeds_at_once = seeds_at_once or (len(self.seeds) if stacked and self.device.type == "cuda" else 1)
         self.generators = {
@@ -112,7 +116,9 @@ class Learner:
         self.active = list(range(len(self.seeds)))
         self.method.check(self)
         self.code, _ = reached(self.method, self.stream, self.options, Learner)  # before training changes anything
-        self.state = self.method.start(self)
+        self._refuse_a_rest_of_one()
+        with memory.enough(self.method.key):
+            self.state = checked(self.method.start(self), f"{self.method.key}.start")
         size = len(self.seeds), self.stream.tasks, self.stream.outputs, self.options.rounds
         self.records = Records(*size, self.device)
 
@@ -154,6 +160,25 @@ class Learner:
     def _models(self) -> list:
         return [initial_network(self.method, self.stream, self.options, seed).to(self.device) for seed in self.seeds]
 
+    def _refuse_a_rest_of_one(self) -> None:
+        """Raise InputError where an epoch would end in a batch of one sample and batch norm cannot train on that."""
+        o = self.options
+        normalised = any(isinstance(layer, BATCH_NORM) for layer in self.module.modules())
+        if not normalised or o.steps is not None or self.method.has("fit"):
+            return
+        try:
+            with torch.no_grad():
+                self.net(training=True).replace(buffers=self.net().snapshot().buffers)(self.example()[0][None])
+        except ValueError:  # one value a channel has no variance
+            lengths = {len(self.stream.indices(s, t)): t for t in range(self.stream.tasks) for s in self.seeds}
+            if left := [n for n in lengths if n % o.batch_size == 1]:
+                sizes = sorted(range(2, 2 * o.batch_size + 9), key=lambda size: abs(size - o.batch_size))
+                good = next((size for size in sizes if all(n % size != 1 for n in lengths)), 2)
+                raise InputError(
+                    f"Batch norm cannot train on one sample, which the {left[0]} images of task {lengths[left[0]]} "
+                    f"leave after batches of {o.batch_size}: give batch_size={good}, or steps instead of epochs."
+                ) from None
+
     def _stackable(self, wanted: int | None) -> bool:
         reason = stackable(self.module)
         if reason is None and not self.method.stacked:
@@ -186,9 +211,9 @@ class Learner:
         ``on_step(learner, batch)`` is called after every step, for a reader who wants to look inside a batch.
         """
         task = self.done if task is None else task
-        if task != self.done or task >= self.stream.tasks:
+        if type(task) is not int or task != self.done or task >= self.stream.tasks:
             left = f"learn({self.done}) is next" if self.done < self.stream.tasks else "all tasks are learned"
-            raise InputError(f"learn({task}): tasks come in order and once each; {left}.")
+            raise InputError(f"learn({told(task)}): tasks come in order and once each; {left}.")
         if self.done == 0:
             with self.records.clock("evaluate", 0):
                 self.records.baseline(*self.hits(range(self.stream.tasks)))
@@ -218,7 +243,8 @@ class Learner:
         new = {}
         for position in self.active:
             state = pytree.tree_map(lambda t, i=position: t[i], self.state)
-            new[position] = call(self.net(position), Task(self, task, position), state)
+            given = call(self.net(position), Task(self, task, position), state)
+            new[position] = checked(given, f"{self.method.key}.{call.__name__}")
         # a seed that was dropped keeps its place in the stack, with somebody else's state
         some = next(iter(new.values()))
         each = [new.get(position, some) for position in range(len(self.seeds))]
@@ -362,7 +388,7 @@ class Learner:
         o, data = self.options, self.stream.data
         moments = 2 if callable(o.optimizer) or o.optimizer != "sgd" else 1 if o.momentum else 0
         share = self.seeds_at_once / len(self.seeds)
-        samples = self.method.step_samples(o.batch_size) * self.seeds_at_once
+        samples = self.method.samples_a_step(o.batch_size) * self.seeds_at_once
         return {
             "networks": own,
             "optimiser": int(trained * (moments + 2 * share)),
@@ -408,9 +434,13 @@ class Learner:
 
     def accuracy(self, task: int, part: str = "test") -> Tensor:
         """Accuracy of every seed on one task, as the network is now, ``[S]``."""
-        if not 0 <= task < self.stream.tasks:
-            raise InputError(f"There is no task {task}: the stream's tasks are 0 to {self.stream.tasks - 1}.")
+        if type(task) is not int or not 0 <= task < self.stream.tasks:
+            raise InputError(f"There is no task {task!r}: the stream's tasks are 0 to {self.stream.tasks - 1}.")
         hits, total = self.hits([task], part)
+        if not total.any():
+            raise InputError(
+                f"Task {task} has no images of the part {part!r}: make the stream with validation=0.1, say."
+            )
         return hits.sum((1, 2)) / total.sum((1, 2))
 
     def hits(self, tasks, part: str = "test", positions=None) -> tuple[Tensor, Tensor]:
@@ -418,7 +448,7 @@ class Learner:
         allowed = self.rows.allowed(self.met)
         return evaluation.hits(
             self.networks, self.method, self.state, self.stream, self.seeds, allowed, tasks, part, positions,
-            self.seeds_at_once, self.room(gradients=False),
+            self.seeds_at_once, self.room(gradients=False), self.active,
         )  # fmt: skip
 
     def _validated(self, tasks, positions) -> list[float]:
@@ -469,6 +499,7 @@ class Learner:
             weights={k: t.detach().cpu().clone() for k, t in {**self.params, **self.buffers}.items()},
             kept=self._kept(),
             rows=[list(rows) for rows in self.stream.rows],
+            dropped={self.seeds[i]: why for i, why in records.dropped.items()},
             answering=self.method,
         )
 

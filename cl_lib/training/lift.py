@@ -14,7 +14,7 @@ CAUSES = {
     "control flow": ("branches on a tensor's value (if, while, and)", "choose with torch.where"),
     "random operation": (
         "draws random numbers",
-        "draw them in before_step from learner.random(batch.positions), and put them into the batch",
+        "draw them in before_step from learner.draws(batch.positions), and put them into the batch",
     ),
     "dynamic shape": (
         "makes a shape that depends on a tensor's values (a mask as an index, nonzero, unique)",

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from cl_lib.errors import Diverged
-from cl_lib.methods._base import Method
+from cl_lib.methods._base import Method, one_number
 from cl_lib.nets.net import Net
 from cl_lib.seeds import Bag, put_back, take
 from cl_lib.training.batch import Batch, Samples
@@ -193,7 +193,7 @@ class Loop:
         loss = self.method.task(net, batch)
         if self.method.has("penalty"):
             loss = loss + self.method.penalty(net, batch, state)
-        return loss, pytree.tree_map(torch.detach, batch.out)
+        return one_number(self.method, loss), pytree.tree_map(torch.detach, batch.out)
 
     def _directed(self, grads, params, buffers, batch, state) -> dict:
         net = Net(self.networks.module, params, buffers, training=True)

@@ -124,6 +124,7 @@ class Options:
         known = {"lr": NonNegative, "weight_decay": NonNegative}
         known |= {"momentum": BelowOne} if self.optimizer == "sgd" else {}
         for pattern, settings in self.groups.items():
+            check("groups", pattern, str, f"{A_RUN}, which takes patterns of names,")
             check(f"groups[{pattern!r}]", settings, dict, A_RUN)
             for name, value in settings.items():
                 if name not in known:

@@ -26,6 +26,7 @@ class Records:
         self.losses = np.full((S, T, E), np.nan)
         self.seconds = {name: np.zeros(T) for name in CLOCKS}
         self.curves: dict[str, np.ndarray] = {}
+        self.dropped: dict[int, str] = {}  # why, by position
         self.peak = 0
 
     @contextlib.contextmanager
@@ -99,13 +100,20 @@ class Records:
         """Everything measured, as tensors."""
         tensors = lambda arrays: Bag({k: torch.from_numpy(v.copy()) for k, v in arrays.items()})
         arrays = tensors({name: getattr(self, name) for name in ARRAYS})
-        return Bag(arrays, seconds=tensors(self.seconds), curves=tensors(self.curves))
+        dropped = as_bytes(self.dropped)
+        return Bag(arrays, seconds=tensors(self.seconds), curves=tensors(self.curves), dropped=dropped)
 
     def load_state_dict(self, state: Bag) -> None:
         for name in ARRAYS:
             setattr(self, name, state[name].numpy())
         self.seconds = {k: v.numpy() for k, v in state.seconds.items()}
         self.curves = {k: v.numpy() for k, v in state.get("curves", Bag()).items()}
+        self.dropped = {int(i): bytes(t.tolist()).decode() for i, t in state.get("dropped", Bag()).items()}
+
+
+def as_bytes(words: dict[int, str]) -> Bag:
+    """Words by position as tensors."""
+    return Bag({str(i): torch.tensor(list(text.encode()), dtype=torch.uint8) for i, text in words.items()})
 
 
 def _longer(array: np.ndarray, sizes: dict[int, int]) -> np.ndarray:

@@ -53,8 +53,9 @@ ASIDE = tuple(
     f"cl_lib.{name}"
     for name in (
         "bounds", "cli", "data.checks", "data.datasets", "data.readers", "errors", "extras", "files", "identity",
-        "methods._base.REGISTERED", "methods._registry", "methods._sum.add", "naming", "nets.networks.FACTORIES",
-        "nets.networks.NETWORKS", "report", "results", "signatures", "studies", "training.callbacks",
+        "methods._base.REGISTERED", "methods._registry", "methods._sum.add", "naming", "nets.memory",
+        "nets.networks.FACTORIES", "nets.networks.NETWORKS", "report", "results", "signatures", "studies",
+        "training.callbacks",
         "training.checkpoint", "training.progress", "training.request.Execution", "training.request.check",
         "training.request.configuration", "training.request.pick_device", "training.request.reached",
         "training.request.separate", "training.runs",

@@ -96,6 +96,7 @@ def run(
             )
         if place.exists() and not fresh:
             result = _finished(place, config, seeds)
+            _tell_of_lost(result)
             result.network = lambda: initial_network(method, stream, training, seeds[0])
             return result
         writable(place.parent)
@@ -116,6 +117,8 @@ def run(
     result = Result.join(results, seeds)
     if np.isnan(result.R[:, -1, 0]).all():
         raise Diverged(f"{method.key}: every seed diverged. Lower lr or a strength, or bound the gradient with clip.")
+    if len(groups) > 1:
+        _tell_of_lost(result)
     if place is not None:
         result.save(place)
         for file in files:
@@ -137,6 +140,12 @@ def _finished(place: Path, config: dict, seeds: tuple[int, ...]) -> Result:
     origin = made(result.provenance, place.stat().st_mtime)
     print(f"reused {place}, {origin}; fresh=True (--fresh) runs it again", file=sys.stderr)
     return result
+
+
+def _tell_of_lost(result: Result) -> None:
+    """Say which seeds are in no mean: a group of one was not there to say it, nor is a file."""
+    if lost := result.lost():
+        print(f"{result.method}: {lost}", file=sys.stderr)
 
 
 def _tell_of_others(place: Path, config: dict) -> None:

@@ -45,6 +45,7 @@ class Told:
         if self.options.on_divergence == "raise":
             raise error
         learner.active.remove(position)
+        learner.records.dropped[position] = f"{what} in task {self.task}, epoch {epoch}, step {step}"
         if not learner.active:
             raise Diverged(f"Every seed diverged. The last was {error}")
         learner.progress.say(str(error))

@@ -95,7 +95,7 @@ def test_without_a_fill_the_padding_is_zero():
 
 @pytest.mark.parametrize("crop", [-1, 1.5, True, None])
 def test_a_crop_that_cannot_be(crop):
-    with pytest.raises(InputError, match="whole number of pixels from 0 up"):
+    with pytest.raises(InputError, match="whole number from 0 to 1,024"):
         Augment(crop=crop)
 
 

@@ -378,3 +378,45 @@ def test_refused_with_a_sentence(make, message):
     with pytest.raises(InputError, match=message) as caught:
         make()
     assert "\n" not in str(caught.value)
+
+
+# --- classes set aside ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("order", ["fixed", "per-seed", [9, 8, 7, 6, 5, 4, 3, 2, 1, 0]])
+@every_scenario
+def test_classes_set_aside_belong_to_no_task(order, scenario):
+    whole = split("digits", tasks=5, scenario=scenario, order=order, per_class=9)
+    stream = split("digits", tasks=3, scenario=scenario, order=order, per_class=9, pretrain_classes=4)
+    assert stream.outputs == (2 if scenario == "domain" else 6)
+    for seed in (0, 3):
+        assert stream.groups(seed) == whole.groups(seed)[2:]
+        index, y = stream.pretraining(seed)
+        assert y.tolist() == [c for c in range(4) for _ in range(9)]
+        aside = [c for group in whole.groups(seed)[:2] for c in group]
+        assert stream.data.y[index].tolist() == [aside[c] for c in y.tolist()]
+        assert sorted(index.tolist()) == sorted(torch.cat([whole.indices(seed, t) for t in (0, 1)]).tolist())
+        for t in range(3):
+            assert torch.equal(stream.indices(seed, t), whole.indices(seed, t + 2))
+
+
+def test_a_stream_that_sets_nothing_aside_has_the_name_that_it_had():
+    plain = split("digits")
+    assert "pretrain_classes" not in plain.config() and not len(plain.pretraining(0)[0])
+    assert split("digits", tasks=4, pretrain_classes=2).config()["pretrain_classes"] == 2
+
+
+def test_a_stream_with_classes_set_aside_grows():
+    stream = split("digits", tasks=3, pretrain_classes=4)
+    images = torch.zeros(4, 1, 8, 8, dtype=torch.uint8)
+    new = stream.extended((images, torch.tensor([10, 10, 11, 11])), (images, torch.tensor([10, 10, 11, 11])))
+    assert new.groups(0)[:3] == stream.groups(0) and len(new.groups(0)[3]) == 2
+    assert torch.equal(new.pretraining(0)[0], stream.pretraining(0)[0])
+
+
+@pytest.mark.parametrize("aside", [-1, 10, 2.0, True])
+def test_classes_set_aside_are_refused_with_a_sentence(aside):
+    with pytest.raises(InputError, match="pretrain_classes"):
+        split("digits", pretrain_classes=aside)
+    with pytest.raises(InputError, match="pretrain_classes"):
+        permuted("digits", pretrain_classes=2)

@@ -14,8 +14,10 @@ from helpers import QUICK, close, stream
 
 METHODS = sorted(registry())
 CASES = {f"{p.name}{list(case.values()) or ''}": (p, case) for p in PROMISES for case in p.cases}
-BRIEF = {
-    "recl": {"samples": 20, "iterations": 10},  # its defaults would take minutes
+BRIEF = {  # defaults would take minutes
+    "recl": {"samples": 20, "iterations": 10},
+    "mer": {"length": 3},
+    "oml": {"meta_steps": 10, "inner_steps": 2},
     "flashback": {"primary_epochs": 1, "flashback_epochs": 1},  # one epoch cannot be divided
 }
 OWNED = ("eidetic", "packnet", "pnn", "hat", "adapters", "supsup")  # what is frozen is owned by task

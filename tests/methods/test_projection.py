@@ -249,7 +249,7 @@ def test_gpm_columns_have_the_singular_vectors_of_all_inputs():
         patch.setattr(gpm, "CHUNK", 64)
         small = gpm.columns(layer, x)
     assert small.shape == (7, 7)
-    torch.testing.assert_close(small @ small.T, R @ R.T)
+    torch.testing.assert_close(small.T @ small, R @ R.T)
 
 
 def correlated(d, n, seed=0):
@@ -396,10 +396,26 @@ def test_gpm_seeds_with_bases_of_unequal_width_stand_side_by_side():
     learner.learn(), learner.learn()
     bases = learner.state.bases["body.1.weight"]
     widths = bases.any(1).sum(1)
-    assert widths.max() == bases.shape[-1] and len(widths.unique()) > 1
+    assert 0 <= bases.shape[-1] - widths.max() < gpm.BLOCK and len(widths.unique()) > 1
     for M, width in zip(bases, widths, strict=True):
         torch.testing.assert_close(M[:, :width].T @ M[:, :width], torch.eye(int(width)), rtol=0, atol=1e-5)
         assert (M[:, width:] == 0).all()
+
+
+def test_gpm_does_not_depend_on_how_wide_the_bases_beside_it_are():
+    M = torch.linalg.qr(random(65, 40).float())[0]
+    grads = {"weight": random(100, 64, seed=1).float(), "bias": random(100, seed=2).float()}
+    own, *others = (gpm.projected(grads, {"weight": F.pad(M, (0, width - 40))}) for width in (64, 96, 320))
+    for beside in others:
+        assert all(torch.equal(own[name], beside[name]) for name in grads)
+    how = QUICK | {"hidden": (100, 100), "threshold": 0.9, "seeds_at_once": 1}
+    few = lambda: cl_lib.permuted("digits", tasks=3, per_class=20)
+    together = run("gpm", few(), seeds=(0, 1), **how)
+    assert len(np.unique(together.curves["occupied"][:, 0, 0])) == 2, "of unequal width"
+    for i, seed in enumerate((0, 1)):
+        alone = run("gpm", few(), seeds=(seed,), **how)
+        for name, tensor in alone.weights.items():
+            assert torch.equal(tensor[0], together.weights[name][i]), (seed, name)
 
 
 def test_gpm_warns_and_refuses():

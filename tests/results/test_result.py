@@ -335,8 +335,8 @@ def test_tracker_with_one_number_a_cell():
 @pytest.mark.parametrize(
     ("cell", "sentence"),
     [
-        ({"task": 3, "after": 0, "accuracy": 0.5}, "task=3 is not in 0 … 2"),
-        ({"task": 0, "after": -2, "accuracy": 0.5}, "after=-2 is not in -1 … 2"),
+        ({"task": 3, "after": 0, "accuracy": 0.5}, "task=3: give a whole number from 0 to 2"),
+        ({"task": 0, "after": -2, "accuracy": 0.5}, "after=-2: give a whole number from -1 to 2"),
         ({"task": 0, "after": 0, "accuracy": 97.3}, "did you give percent"),
         ({"task": 0, "after": 0, "accuracy": [0.5, 0.5]}, "has 2 values, but there are 1 seeds"),
     ],

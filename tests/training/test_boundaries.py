@@ -11,7 +11,7 @@ from cl_lib.training.learner import Learner
 import helpers
 from helpers import QUICK
 
-FREE = {"der", "derpp", "er", "er_ace", "finetune", "mir", "upgd"}
+FREE = {"der", "derpp", "er", "er_ace", "finetune", "mer", "mir", "upgd"}
 
 
 def stream(scenario="class", **options):

@@ -31,6 +31,8 @@ SETTINGS = {
     "dgr": {"width": 8, "latent": 4},
     "ranpac": {"width": 20},
     "lucir": {"balanced_epochs": 1},
+    "mer": {"batches": 2, "length": 2},
+    "oml": {"meta_steps": 4, "inner_steps": 2},
 }
 QUICK = {"epochs": 2, "batch_size": 5, "hidden": (12,), "lr": 0.02, "seeds": 2, "progress": False}
 KEYS = sorted(registry())
