@@ -22,7 +22,7 @@ import emulator
 
 EPOCHS, STEPS = (3, 5), 4  # passes over 16 images a class, two classes, in batches of 8
 OPTIONS = {"batch_size": 8, "hidden": (20, 20), "lr": 0.01, "progress": False}
-LONG = {"eidetic", "gdumb", "recl"}  # which choose their epochs, or whose work is not in steps
+LONG = {"eidetic", "flashback", "gdumb", "mer", "oml", "recl"}  # whose epochs or work are their own
 
 
 def possible() -> bool:
