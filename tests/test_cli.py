@@ -337,6 +337,7 @@ def test_the_caption_says_what_the_numbers_are_and_which_seeds_are_missing(capsy
     assert told.endswith("\newc: n = 1 of 3 seeds, dropped seed 0: it was not measured; seed 2: it was not measured")
 
 
+@pytest.mark.filterwarnings("ignore:.*answers nan")
 @pytest.mark.parametrize("jobs", ["1", "3"])
 def test_a_dropped_seed_is_named_however_seeds_are_spread_and_when_it_is_read_again(
     capsys, tmp_path, monkeypatch, jobs

@@ -61,7 +61,8 @@ def hits(
                     given = given.masked_fill(~allowed[task], -math.inf)
                     nan = given.isnan().any(-1)
                     hit = ((given.argmax(-1) == y) & ~nan).to(right.dtype)
-                    unanswered.index_add_(0, torch.tensor(group, device=nan.device), nan.sum(-1).to(hit.dtype))
+                    silent = take(unanswered, tuple(group))
+                    put_back(unanswered, tuple(group), silent.add_(nan.sum(-1)))
                     for count, what in ((right, hit), (total, torch.ones_like(hit))):
                         own = take(count, tuple(group))
                         own[:, i].scatter_add_(1, y, what)

@@ -41,7 +41,7 @@ CANNOT = {
     "tolist": (lambda n, b: 1e-3 * sum(logits(n, b)[0].tolist()), r"reads a tensor's values \(.tolist"),
     "numpy": (lambda n, b: 1e-3 * float(logits(n, b).detach().numpy().sum()), r"reads a tensor's values"),
     "branch": (lambda n, b: logits(n, b).sum() if logits(n, b).sum() > 0 else 0.0, "branches on a tensor"),
-    "random": (draws, r"draws random numbers: .*learner\.random\(batch\.positions\)"),
+    "random": (draws, r"draws random numbers: .*learner\.draws\(batch\.positions\)"),
     "dropout": (lambda n, b: F.dropout(logits(n, b)).sum(), "draws random numbers"),
     "mask": (lambda n, b: logits(n, b)[logits(n, b) > 0].sum(), "a shape that depends on a tensor's values"),
     "in place": (written, "writes into a tensor"),

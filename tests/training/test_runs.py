@@ -120,6 +120,7 @@ def test_a_users_method_is_recognised_by_its_code(tmp_path, wrapped):
         cl_lib.methods._base.REGISTERED.pop("pulling")
 
 
+@pytest.mark.filterwarnings("ignore:.*answers nan")
 @pytest.mark.parametrize("jobs", [1, 3])
 def test_seeds_that_diverge_are_dropped_however_they_are_spread(jobs):
     def network():
