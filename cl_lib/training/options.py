@@ -57,7 +57,7 @@ class Options:
         Literal[tuple(NETWORKS)] | nn.Module | Callable, "one of these, or one of your own as module:name"
     ] = "mlp"
     hidden: Annotated[tuple[Count, ...], "widths of an mlp's hidden layers, such as 400,400"] = (100, 100)
-    epochs: Annotated[Count | None, f"passes over a task; without it {EPOCHS}, or what steps need"] = None
+    epochs: Annotated[Count | None, "passes over a task; without it 5, or what steps need"] = None
     batch_size: Annotated[Count, "images in a step"] = 10
     lr: Annotated[NonNegative, "learning rate"] = 0.01
     optimizer: Annotated[Literal[tuple(OPTIMIZERS)] | Callable, "what takes the steps"] = "sgd"
