@@ -7,6 +7,12 @@ import pytest
 import torch
 from hypothesis import settings
 
+from cl_lib.identity import code
+from cl_lib.methods._registry import registry
+from cl_lib.training.learner import Learner
+from cl_lib.training.options import Options
+from cl_lib.training.request import ASIDE
+
 pytest.register_assert_rewrite("helpers")  # so that they say what differed
 
 settings.register_profile("repeatable", derandomize=True, deadline=None)
@@ -18,3 +24,12 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # of torch.jit, which torch itself uses there
     torch.func.jvp(torch.sin, (torch.ones(1),), (torch.ones(1),))
 gc.enable()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _runs_are_known_as_before():
+    """What a module's tests do leaves nothing in the library by which the next run would have another name."""
+    known = lambda: code(Learner, Options, *registry().values(), aside=ASIDE)
+    before = known()
+    yield
+    assert known() == before

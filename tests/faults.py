@@ -88,7 +88,7 @@ def ended(child: int, seconds: float = 300) -> int:
     raise Told(f"did not end in {seconds:.0f} s")
 
 
-def alone(group: int, seconds: float = 60) -> bool:
+def alone(group: int, seconds: float = 15) -> bool:
     """Whether all of a process group have ended soon."""
     until = time.monotonic() + seconds
     while time.monotonic() < until:

@@ -14,7 +14,7 @@ import cl_lib
 FILE = Path(faults.__file__)
 
 
-@pytest.mark.parametrize("what", ["bits", "signatures"])  # kills take minutes
+@pytest.mark.parametrize("what", ["kills", "bits", "signatures"])
 def test_a_sample_of_faults(what, tmp_path):
     out = tmp_path / "faults.json"
     command = [sys.executable, FILE, "--only", what, "--minutes", "0.05", "--seed", "1", "--out", out]

@@ -6,8 +6,9 @@ number of the task, say) is noted while it is recorded: another value asks for a
 in without a word.
 """
 
+import contextlib
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -20,7 +21,7 @@ MOST = 8  # recordings of one kind, before it is asked whether they are worth it
 
 
 class Noted(Batch):
-    """A batch that notes which of its entries are read."""
+    """A batch that notes which of its entries are read, and so do those that are made of it, see :func:`noting`."""
 
     names: set = set()
 
@@ -35,6 +36,16 @@ class Noted(Batch):
     def get(self, name, default=None):
         self.names.add(name)
         return super().get(name, default)
+
+
+@contextlib.contextmanager
+def noting() -> Iterator[set]:
+    """The names of the entries of noted batches that are read meanwhile. Nothing of them stays with the class."""
+    Noted.names = names = set()
+    try:
+        yield names
+    finally:
+        Noted.names = set()
 
 
 class Recording:
@@ -134,26 +145,20 @@ class Recorder:
                 self._refuse(key, f"it reads what changes on the host ({', '.join(_differing(kinds))})")
         self.eager += 1
         noted = Noted(batch)
-        Noted.names = set()
-        with self._beside():
+        with noting() as names, self._beside():
             out = step(noted)
-        self._note(kinds, host)
+        kinds.append(Recording({n: host[n] for n in names if n in host and host[n] is not _TENSOR}))
         return out
-
-    def _note(self, kinds: list, host: dict) -> None:
-        read = {name: host[name] for name in Noted.names if name in host and host[name] is not _TENSOR}
-        kinds.append(Recording(read))
 
     def _record(self, key, kind: Recording, batch: Batch, tensors: list, host: dict, step: Callable) -> bool:
         fixed = [t.clone() for t in tensors]
         parts = iter(fixed)
-        own = Noted({name: _together(host[name], parts) for name in batch})
+        own = Batch({name: _together(host[name], parts) for name in batch})
         by_type: dict[torch.dtype, list[int]] = {}
         for i, t in enumerate(fixed):
             by_type.setdefault(t.dtype, []).append(i)
         kind.slots = [([fixed[i] for i in at], at) for at in by_type.values()]
         graph = torch.cuda.CUDAGraph()
-        Noted.names = set()
         try:
             with torch.cuda.device(self.device):
                 self.pool = self.pool or torch.cuda.graph_pool_handle()

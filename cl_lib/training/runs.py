@@ -169,7 +169,7 @@ def processes(jobs: int, **more) -> joblib.Parallel:
 
 
 def follow(parent: int) -> None:
-    """End this process soon after its parent has died; one that is no child of that parent is left alone."""
+    """End this process soon after its parent has died, be it before this is called; no other's child is ended."""
 
     def watch():
         while os.getppid() == parent:
@@ -178,6 +178,18 @@ def follow(parent: int) -> None:
 
     if os.getppid() == parent:
         threading.Thread(target=watch, daemon=True).start()
+    elif not _lives(parent):
+        os._exit(1)
+
+
+def _lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def run_in_one_thread(*task) -> Result:

@@ -172,6 +172,18 @@ def test_a_run_that_was_killed_goes_on_where_it_was(tmp_path, monkeypatch):
     same(resumed, run("er", stream(), seeds=2, **QUICK))
 
 
+def test_a_worker_whose_parent_died_before_it_could_watch_ends():
+    start = multiprocessing.get_context("spawn").Process
+    gone = start(target=os.getpid)
+    gone.start()
+    gone.join()
+    for parent, code in ((gone.pid, 1), (1, 0)):  # the latter lives, and is no parent of the worker
+        worker = start(target=runs.follow, args=(parent,))
+        worker.start()
+        worker.join()
+        assert worker.exitcode == code
+
+
 def test_a_full_disk_loses_no_checkpoint(tmp_path, monkeypatch):
     learner = Learner("er", stream(), **QUICK)
     learner.learn()
