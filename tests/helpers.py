@@ -120,6 +120,7 @@ def batches(learner, task=None):
 def draw_as_part(learner, key):
     """Let a learner of one method draw what that method draws as a part of a sum."""
     purpose = f"method of {key}"
-    learner.generators["method"] = learner.random(purpose=purpose)
+    learner.chance.generators["method"] = learner.random(purpose=purpose)
     learner.draws((0,), purpose)
-    learner.keys["method"], learner.counts["method"] = learner.keys[purpose], learner.counts[purpose]
+    chance = learner.chance
+    chance.keys["method"], chance.counts["method"] = chance.keys[purpose], chance.counts[purpose]

@@ -1,9 +1,11 @@
 """What a stream can be made with: everything else is refused in a sentence."""
 
+import warnings
 from collections.abc import Sequence
 from numbers import Real
 
 import numpy as np
+import torch
 
 from cl_lib.bounds import MOST_TASKS, told
 from cl_lib.data.augment import Augment
@@ -72,3 +74,59 @@ def whole(value: int, what: str) -> int:
     if what == "tasks" and value > MOST_TASKS:
         raise InputError(f"tasks={value} cannot be used: give {MOST_TASKS:,} at most.")
     return int(value)
+
+
+def _left(stream, data: Dataset) -> dict[int, int]:
+    """How many images of each class are left to train on."""
+    counts = torch.bincount(data.y, minlength=len(data.classes)).tolist()
+    return {c: n - round(stream.validation * n) for c, n in enumerate(counts)}
+
+
+def trainable(stream, data: Dataset) -> None:
+    """Raise InputError where a class of some data leaves too few images to train on."""
+    needed = stream.per_class or 1
+    for c, left in _left(stream, data).items():
+        if left < needed:
+            few = stream.per_class and left
+            cure = f"give per_class={left} at most" if few else "hold out less, or add images"
+            raise InputError(
+                f"Class {data.classes[c]!r} of {data.name!r} has {left} images to train on, not {needed}: {cure}."
+            )
+
+
+def measurable(stream, since: int = 0) -> None:
+    """Raise InputError where a task could not be measured; warn of a class, from a number on, that could not."""
+    counts = torch.bincount(stream.data.y_test, minlength=len(stream.labels)).tolist()
+    without = {c for c, n in enumerate(counts) if not n and c >= since}
+    names = ", ".join(repr(stream.data.classes[c]) for c in sorted(without))
+    of_some_seed = stream.order == "per-seed" and not since and len(without) >= min(stream.sizes)
+    if of_some_seed or any(without.issuperset(group) for group in stream.groups(0)):
+        raise InputError(
+            f"{stream.data.name!r} has no test image of the class {names}, and a task of nothing else could not be "
+            "measured: add test images, or leave these classes out."
+        )
+    if names:
+        warnings.warn(
+            f"{stream.data.name!r} has no test image of the class {names}: its own accuracy stays nan.", stacklevel=4
+        )
+
+
+def blurry(stream) -> None:
+    """Raise InputError where ``blurry`` means nothing, or there are too few images for it."""
+    T, K = stream._made
+    if not stream.blurry:
+        return
+    if stream.scenario == "task" or T < 2 or sum(stream.sizes) != K:
+        raise InputError(
+            f"blurry={stream.blurry:g} means nothing here: it needs two tasks or more, each with classes of its own, "
+            "and a learner that is not told the task (scenario 'class' or 'domain')."
+        )
+    for c, left in _left(stream, stream.data).items():
+        n = min(left, stream.per_class or left)
+        leaving = round(stream.blurry * n)
+        if not T - 1 <= leaving < n:
+            raise InputError(
+                f"blurry={stream.blurry:g} sends {leaving} of the {n} training images of class "
+                f"{stream.data.classes[c]!r} to the {T - 1} other tasks: at least one must go to each and one stay, "
+                "so give another share, fewer tasks or more images."
+            )

@@ -135,6 +135,20 @@ class Dataset:
         mean, square = total / len(self.x)
         return mean, square
 
+    def statistics(self, normalise: str) -> tuple[Tensor, Tensor]:
+        """What to subtract, and what to divide by, ``[channels, 1 or height, 1 or width]``."""
+        if normalise == "standard" and self.x.shape[1:3] == (1, 1):  # a table: its features have units of their own
+            x = self.x.double() / (255 if self.x.dtype == torch.uint8 else 1)
+            mean, std = x.mean(0), x.std(0, correction=0)
+            return mean.float(), torch.where(std > 1e-9 * mean.abs(), std, 1).float()
+        mean, square = self.moments
+        one = mean.new_ones(len(mean), 1, 1)
+        if normalise == "standard":
+            mean, square = (m.mean((1, 2), keepdim=True) for m in (mean, square))
+            std = (square - mean.square()).clamp(min=0).sqrt()
+            return mean.float(), torch.where(std > 1e-6, std, one).float()  # only centre a constant channel
+        return (mean if normalise == "centre" else 0 * one).float(), one.float()
+
 
 def data_root(root: str | os.PathLike | None = None) -> Path:
     """The folder that data sets are under: ``root``, else ``$CL_DATA``, else ``data/`` of the checkout.

@@ -7,7 +7,6 @@ through its view. :mod:`cl_lib.data.streams` makes them.
 import copy
 import itertools
 import textwrap
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -16,11 +15,12 @@ from torch import Tensor
 
 from cl_lib.bounds import Natural
 from cl_lib.bounds import check as refuse
+from cl_lib.data import checks, growth
 from cl_lib.data.augment import Augment, Transform
 from cl_lib.data.checks import check, order_of, whole
-from cl_lib.data.datasets import Dataset, join
+from cl_lib.data.datasets import Dataset
 from cl_lib.data.layout import output_rows, refuse_two_names, span, usual_rule
-from cl_lib.data.views import Until, View, chance
+from cl_lib.data.views import View, chance
 from cl_lib.errors import InputError, suggest
 
 PARTS = "train", "valid", "test"
@@ -104,11 +104,11 @@ class Stream:
         self.labels = list(range(len(data.classes)) if labels is None else labels)
         self.rule, self._made, self._cache = rule, (len(self.sizes), len(data.classes)), {}
         self._lay_out()
-        self._check_images(data)
-        self._check_tests()
-        self._check_blurry()
+        checks.trainable(self, data)
+        checks.measurable(self)
+        checks.blurry(self)
 
-        self._mean, self._std = _statistics(data, normalise)
+        self._mean, self._std = data.statistics(normalise)
         self.augment = Transform(augment) if callable(augment) else Augment() if augment is True else augment or None
         if isinstance(self.augment, Augment) and self.augment.fill is None:
             black = (-self._mean / self._std).mean((1, 2), keepdim=True)
@@ -152,42 +152,7 @@ class Stream:
         Raises:
             InputError: if the data do not fit the stream's, or the labels its rows.
         """
-        known = {} if self.scenario == "task" else dict(zip(self.labels, self.data.classes, strict=True))
-        task = train if test is None else (train, test)
-        new, [labels] = join([task], self.data.name, self.tasks, known)
-        old, kind = self.data, lambda data: f"{data.x.dtype} {list(data.x.shape[1:])}"
-        if kind(new) != kind(old):
-            raise InputError(
-                f"The images of task {self.tasks} are {kind(new)}, those of the stream {kind(old)}: "
-                "make them alike with a transform."
-            )
-        again = sorted(set(labels) & set(self.labels))
-        if self.order == "per-seed" and self.scenario != "task" and again:
-            raise InputError(
-                f"Label {again[0]} of task {self.tasks} came before, and with order='per-seed' its output row differs "
-                "from seed to seed: make the stream with a fixed order, or give the task new labels only."
-            )
-        longer, K, new = copy.copy(self), len(old.classes), new.to(self.device)
-        longer.data = Dataset(
-            old.name,
-            torch.cat([old.x, new.x]),
-            torch.cat([old.y, new.y + K]),
-            torch.cat([old.x_test, new.x_test]),
-            torch.cat([old.y_test, new.y_test + K]),
-            old.classes + new.classes,
-        )
-        longer.sizes, longer.labels = [*self.sizes, len(labels)], self.labels + labels
-        longer.view = self.view if isinstance(self.view, Until) else Until(self.view, self.tasks)
-        longer._cache = {}
-        longer._lay_out()
-        if longer._own[:-1] != self._own:
-            raise InputError(
-                f"Label {again[0]} of task {self.tasks} came before, in a stream whose tasks share their output rows "
-                "by rank: give the task new labels only, or make the stream with rows='label' or rows='rank'."
-            )
-        longer._check_images(new)
-        longer._check_tests(since=K)
-        return longer
+        return growth.extended(self, train, test)
 
     def _arriving(self, seed: int) -> Sequence[int]:
         """The classes in their order, those that belong to no task first."""
@@ -379,7 +344,7 @@ class Stream:
             images, groups, tasks = self._images(seed, "train"), self.groups(seed), self._made[0]
             piles = [[images[c] for c in group] if t >= tasks else [] for t, group in enumerate(groups)]
             for t, c in ((t, c) for t, group in enumerate(groups[:tasks]) for c in group):
-                stay, leave = images[c].tensor_split([len(images[c]) - self._leaving(len(images[c]))])
+                stay, leave = images[c].tensor_split([len(images[c]) - round(self.blurry * len(images[c]))])
                 others = torch.randperm(tasks - 1, generator=chance(seed, "blurry", c))
                 piles[t].append(stay)
                 for other, few in zip(others.tolist(), leave.tensor_split(tasks - 1), strict=True):
@@ -387,10 +352,6 @@ class Stream:
             return piles
 
         return self._once(("blurred", seed), deal)
-
-    def _leaving(self, images: int) -> int:
-        """How many of a class's training images appear in other tasks."""
-        return round(self.blurry * images)
 
     def _table(self, seeds: tuple[int, ...]) -> Tensor:
         """The output row of each class in each task, ``[S, T, classes]``."""
@@ -414,72 +375,7 @@ class Stream:
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_cache": {}}
 
-    # What cannot be used ----------------------------------------------------------------------------------
-
-    def _training_images(self, data: Dataset) -> dict[str, int]:
-        """How many images of each class are left to train on."""
-        counts = torch.bincount(data.y, minlength=len(data.classes)).tolist()
-        return {c: n - round(self.validation * n) for c, n in enumerate(counts)}
-
-    def _check_images(self, data: Dataset) -> None:
-        needed = self.per_class or 1
-        for c, left in self._training_images(data).items():
-            if left < needed:
-                few = self.per_class and left
-                cure = f"give per_class={left} at most" if few else "hold out less, or add images"
-                raise InputError(
-                    f"Class {data.classes[c]!r} of {data.name!r} has {left} images to train on, not {needed}: {cure}."
-                )
-
-    def _check_tests(self, since: int = 0) -> None:
-        counts = torch.bincount(self.data.y_test, minlength=len(self.labels)).tolist()
-        without = {c for c, n in enumerate(counts) if not n and c >= since}
-        names = ", ".join(repr(self.data.classes[c]) for c in sorted(without))
-        of_some_seed = self.order == "per-seed" and not since and len(without) >= min(self.sizes)
-        if of_some_seed or any(without.issuperset(group) for group in self.groups(0)):
-            raise InputError(
-                f"{self.data.name!r} has no test image of the class {names}, and a task of nothing else could not be "
-                "measured: add test images, or leave these classes out."
-            )
-        if names:
-            warnings.warn(
-                f"{self.data.name!r} has no test image of the class {names}: its own accuracy stays nan.", stacklevel=4
-            )
-
-    def _check_blurry(self) -> None:
-        T, K = self._made
-        if not self.blurry:
-            return
-        if self.scenario == "task" or T < 2 or sum(self.sizes) != K:
-            raise InputError(
-                f"blurry={self.blurry:g} means nothing here: it needs two tasks or more, each with classes of its own, "
-                "and a learner that is not told the task (scenario 'class' or 'domain')."
-            )
-        for c, left in self._training_images(self.data).items():
-            n = min(left, self.per_class or left)
-            if not T - 1 <= self._leaving(n) < n:
-                raise InputError(
-                    f"blurry={self.blurry:g} sends {self._leaving(n)} of the {n} training images of class "
-                    f"{self.data.classes[c]!r} to the {T - 1} other tasks: at least one must go to each and one stay, "
-                    "so give another share, fewer tasks or more images."
-                )
-
 
 def _by_class(labels: Tensor, classes: int) -> tuple[Tensor, ...]:
     labels = labels.cpu()
     return labels.argsort(stable=True).split(torch.bincount(labels, minlength=classes).tolist())
-
-
-def _statistics(data: Dataset, normalise: str) -> tuple[Tensor, Tensor]:
-    """What to subtract, and what to divide by, ``[channels, 1 or height, 1 or width]``."""
-    if normalise == "standard" and data.x.shape[1:3] == (1, 1):  # a table: its features have units of their own
-        x = data.x.double() / (255 if data.x.dtype == torch.uint8 else 1)
-        mean, std = x.mean(0), x.std(0, correction=0)
-        return mean.float(), torch.where(std > 1e-9 * mean.abs(), std, 1).float()
-    mean, square = data.moments
-    one = mean.new_ones(len(mean), 1, 1)
-    if normalise == "standard":
-        mean, square = (m.mean((1, 2), keepdim=True) for m in (mean, square))
-        std = (square - mean.square()).clamp(min=0).sqrt()
-        return mean.float(), torch.where(std > 1e-6, std, one).float()  # only centre a constant channel
-    return (mean if normalise == "centre" else 0 * one).float(), one.float()

@@ -6,7 +6,47 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from cl_lib.errors import InputError
+from cl_lib.methods._base import Method
+from cl_lib.nets.losses import cross_entropy
 from cl_lib.seeds import put_back, take
+
+
+class Parts(Method, registered=False):
+    """A method that gives each task a part of the network, drawn when training begins, and trains nothing else.
+
+    Its module's forward is (x, task). ``part(task)`` are the starts of the names of what a task trains, ``drawn`` is
+    what parts are called where a stream that grows is refused.
+    """
+
+    family = "architecture"
+    scenarios = ("task",)
+    drawn: str
+
+    def part(self, task: int) -> tuple[str, ...]:
+        raise NotImplementedError
+
+    def task(self, net, batch):
+        return cross_entropy(answer(net, batch.x, batch.task_index), batch.y, batch.rows)
+
+    def predict(self, net, x, state, task):
+        return answer(net, x, task)
+
+    def fit(self, learner, task):
+        own = self.part(task)
+        train_only(learner, lambda name: name.startswith(own))
+        learner.train([task])
+        train_only(learner, lambda name: True)
+
+    def grow(self, state, growth):
+        refuse_more_tasks(self.key, self.drawn)
+
+
+def refuse_more_tasks(key: str, drawn: str) -> None:
+    raise InputError(
+        f"{key} draws {drawn} when training begins: give the stream all its tasks then, or another method for tasks "
+        "that are not known."
+    )
 
 
 def wanders(options) -> bool:

@@ -7,14 +7,12 @@ from torch import Tensor, nn
 
 from cl_lib.bounds import Count
 from cl_lib.errors import InputError
-from cl_lib.methods._base import Method
-from cl_lib.methods._frozen import answer, layers, rows_of, spans, train_only
-from cl_lib.nets.losses import cross_entropy
+from cl_lib.methods._frozen import Parts, layers, rows_of, spans
 from cl_lib.nets.net import BatchNorm, head_of
 
 
 @dataclass
-class Adapters(Method):
+class Adapters(Parts):
     r"""Adapters: a trunk that is fixed, and for each task a narrow bypass at every layer and a head.
 
     .. math:: s_\ell \leftarrow s_\ell + B^t_\ell f(A^t_\ell s_\ell), \qquad
@@ -41,31 +39,15 @@ class Adapters(Method):
     width: Count = 8  # r
     trunk: Literal["first", "given"] = "first"
 
-    family = "architecture"
-    scenarios = ("task",)
+    drawn = "what each task adds"
     citation = "Houlsby et al., 2019, ICML, arXiv:1902.00751; Rebuffi, Bilen & Vedaldi, 2017, arXiv:1705.08045"
     cost = "two thin products a layer; memory: 2 · width · units a task, and its head; linear in the tasks"
 
     def build(self, network, stream):
         return Adapted(network, [list(rows) for rows in stream.rows], stream.outputs, self.width, self.trunk == "first")
 
-    def task(self, net, batch):
-        return cross_entropy(answer(net, batch.x, batch.task_index), batch.y, batch.rows)
-
-    def predict(self, net, x, state, task):
-        return answer(net, x, task)
-
-    def fit(self, learner, task):
-        own = (f"adapters.{task}.", f"heads.{task}.") + ("network.",) * (task == 0 and self.trunk == "first")
-        train_only(learner, lambda name: name.startswith(own))
-        learner.train([task])
-        train_only(learner, lambda name: True)
-
-    def grow(self, state, growth):
-        raise InputError(
-            "adapters draws what each task adds when training begins: give the stream all its tasks then, or another "
-            "method for tasks that are not known."
-        )
+    def part(self, task):
+        return f"adapters.{task}.", f"heads.{task}.", *("network.",) * (task == 0 and self.trunk == "first")
 
 
 class Adapted(nn.Module):

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from cl_lib.bounds import NonNegative, Positive
 from cl_lib.errors import InputError
 from cl_lib.methods._base import Method, warn_unless_plain
-from cl_lib.methods._frozen import layers
+from cl_lib.methods._frozen import layers, refuse_more_tasks
 from cl_lib.nets.losses import cross_entropy
 from cl_lib.nets.net import Net, head_of
 from cl_lib.seeds import Bag, put_back, take
@@ -137,10 +137,7 @@ class HAT(Method):
             put_back(e, batch.positions, own.clamp_(-BOUND, BOUND))
 
     def grow(self, state, growth):
-        raise InputError(
-            "hat draws the attention of all tasks when training begins: give the stream all its tasks then, or another "
-            "method for tasks that are not known."
-        )
+        refuse_more_tasks(self.key, "the attention of all tasks")
 
 
 class Attended(nn.Module):

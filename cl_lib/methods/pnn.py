@@ -7,14 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from cl_lib.errors import InputError
-from cl_lib.methods._base import Method
-from cl_lib.methods._frozen import answer, layers, rows_of, spans, train_only
-from cl_lib.nets.losses import cross_entropy
+from cl_lib.methods._frozen import Parts, layers, rows_of, spans
 from cl_lib.nets.net import head_of
 
 
 @dataclass
-class PNN(Method):
+class PNN(Parts):
     r"""Progressive neural networks: a column for each task, which reads the frozen columns before it.
 
     .. math:: h^{(k)}_i = f\Big(W^{(k)}_i h^{(k)}_{i-1} + \sum_{j<k} U^{(k:j)}_i h^{(j)}_{i-1}\Big)
@@ -40,30 +38,15 @@ class PNN(Method):
 
     laterals: Literal["linear", "adapter", "none"] = "linear"
 
-    family = "architecture"
-    scenarios = ("task",)
+    drawn = "the columns of all tasks"
     citation = "Rusu et al., 2016, arXiv:1606.04671, equations 1 and 2"
     cost = "task k: k more forward passes and their laterals; parameters: quadratic in the tasks"
 
     def build(self, network, stream):
         return Columns(network, [list(rows) for rows in stream.rows], stream.outputs, self.laterals)
 
-    def task(self, net, batch):
-        return cross_entropy(answer(net, batch.x, batch.task_index), batch.y, batch.rows)
-
-    def predict(self, net, x, state, task):
-        return answer(net, x, task)
-
-    def fit(self, learner, task):
-        train_only(learner, lambda name: name.startswith((f"columns.{task}.", f"laterals.{task}.")))
-        learner.train([task])
-        train_only(learner, lambda name: True)
-
-    def grow(self, state, growth):
-        raise InputError(
-            "pnn draws the columns of all tasks when training begins: give the stream all its tasks then, or another "
-            "method for tasks that are not known."
-        )
+    def part(self, task):
+        return f"columns.{task}.", f"laterals.{task}."
 
 
 class Columns(nn.Module):

@@ -1,6 +1,5 @@
 """What a run measured, what it cost, where it came from, and one file to keep it in."""
 
-import copy
 import html
 import json
 from collections.abc import Callable
@@ -15,14 +14,9 @@ from torch.utils import _pytree as pytree
 
 from cl_lib.errors import InputError
 from cl_lib.files import read_tensors, write_tensors
-from cl_lib.identity import plain
 from cl_lib.identity import provenance as provenance
 from cl_lib.methods._base import Method
-from cl_lib.methods._registry import from_config
-from cl_lib.nets import networks
-from cl_lib.nets.dropout import prepare
-from cl_lib.nets.net import Net
-from cl_lib.results import metrics
+from cl_lib.results import answer, metrics
 from cl_lib.seeds import Bag, cat_padded, flatten, hollow, unflatten
 
 # What the file holds, and how: tensors, dicts of tensors, JSON.
@@ -33,18 +27,6 @@ PLAIN = (
     "dropped",
 )  # fmt: skip
 FORMAT = "cl_lib result"
-AT_ONCE = 2048  # inputs that are answered together
-
-
-@dataclass(frozen=True)
-class Outline:
-    """What a method's ``build`` asks of a stream."""
-
-    scenario: str
-    tasks: int
-    outputs: int
-    rows: list
-    shape: tuple[int, int, int]
 
 
 @dataclass(eq=False, repr=False)
@@ -215,42 +197,14 @@ class Result:
         a result that was loaded from a file and whose network was not one of ``cl_lib.nets.networks`` as it is.
         Raises InputError for a seed that was not run, and where no module can be made.
         """
-        position = self._position(seed)
-        if not self.weights:
-            raise InputError("This result holds no weights, so there is no model to give.")
-        make = network or self.network or self._rebuild
-        module = prepare(copy.deepcopy(make) if isinstance(make, nn.Module) else make(), seed).cpu()
-        own = {name: w[position].detach().cpu().clone() for name, w in self.weights.items()}
-        places = {**dict(module.named_parameters()), **dict(module.named_buffers())}  # shared ones once
-        if {name: t.shape for name, t in places.items()} != {name: w.shape for name, w in own.items()}:
-            name = type(module).__name__
-            raise InputError(f"The weights do not fit {name}: pass the module as network=….")
-        for name, place in places.items():
-            place.data = own[name]
-        return module.eval()
+        return answer.model(self, seed, network)
 
-    @torch.no_grad()
     def scores(self, x, seed: int, task: int | None = None, *, method=None, network=None) -> Tensor:
         """The method's scores ``[n, C]``, −∞ on rows that the scenario rules out; the arg-max is the answer.
 
         Arguments as in :meth:`predict`.
         """
-        position, x = self._position(seed), self._images(x)
-        allowed, told = self._allowed(task), task if self.scenario == "task" else None
-        method = method or self.answering or from_config(self.method, self.config.get("parameters", {}))
-        if method.has("predict") and "state" not in self.kept:
-            raise InputError(f"This result does not hold what {self.method} keeps, so it cannot answer: run it again.")
-        module = self.model(seed, network or self.network or (lambda: self._rebuild(method)))
-        params = {name: p.detach() for name, p in module.named_parameters() if p.requires_grad}
-        buffers = {name: t for name, t in self._tensors(module).items() if name not in params}
-        net = Net(module, params, buffers, training=False)
-        state = pytree.tree_map(lambda t: t[position], self.kept.get("state", Bag()))
-        half = torch.autocast("cpu", torch.bfloat16, enabled=self.config.get("dtype") == "bfloat16")
-        parts = []
-        with half:
-            for part in self._inputs(x).to(next(iter(params.values())).dtype).split(AT_ONCE):
-                parts.append(method.predict(net, part, state, told).float())
-        return torch.cat(parts).masked_fill(~allowed, -torch.inf)
+        return answer.scores(self, x, seed, task, method=method, network=network)
 
     def predict(self, x, seed: int, task: int | None = None, *, method=None, network=None) -> Tensor:
         """The output rows ``[n]`` that the method answers after the last task, as they were counted in R.
@@ -268,51 +222,6 @@ class Result:
         Raises InputError for a seed or task that was not run, and where the method or its state is not at hand.
         """
         return self.scores(x, seed, task, method=method, network=network).argmax(-1)
-
-    def _images(self, x) -> Tensor:
-        try:
-            x = torch.as_tensor(x)
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise InputError(f"x is given as {type(x).__name__}: give inputs [n, …], a tensor.") from error
-        shape = tuple(self.stream.get("shape") or x.shape[1:])
-        if x.is_complex() or tuple(x.shape[1:]) != shape or x.ndim < 2:
-            raise InputError(f"x is {x.dtype} {[*x.shape]}, and the network takes [n, {', '.join(map(str, shape))}].")
-        return x
-
-    def _position(self, seed: int) -> int:
-        if type(plain(seed)) is not int or seed not in self.seeds:
-            raise InputError(f"Seed {seed} is not in this result; it has {list(self.seeds)}.")
-        return self.seeds.index(seed)
-
-    def _allowed(self, task: int | None) -> Tensor:
-        """The output rows that an answer may come from, ``[C]``."""
-        if task is not None and not (type(task) is int and 0 <= task < self.tasks):
-            raise InputError(f"There is no task {task!r} in this result: its tasks are 0 to {self.tasks - 1}.")
-        if self.scenario == "task" and task is None:
-            raise InputError("In task-incremental learning the task is given with the inputs: say task=….")
-        every = range(self.per_class.shape[-1])
-        rows = self.rows[task] if self.scenario == "task" else every
-        return torch.tensor([row in rows for row in every])
-
-    def _inputs(self, x: Tensor) -> Tensor:
-        if x.dtype != torch.uint8:
-            return x
-        if "normalise" not in self.kept:
-            raise InputError("This result does not say how its images were normalised: give inputs of stream.batch.")
-        mean, std = (t[0] for t in (self.kept.normalise.mean, self.kept.normalise.std))
-        return (x.float() / 255 - mean) / std
-
-    @staticmethod
-    def _tensors(module: nn.Module) -> dict[str, Tensor]:
-        return {k: t.detach() for k, t in {**dict(module.named_parameters()), **dict(module.named_buffers())}.items()}
-
-    def _rebuild(self, method: Method | None = None) -> nn.Module:
-        name, shape, outputs = self.config.get("network"), self.stream.get("shape"), self.per_class.shape[-1]
-        if name not in networks.NETWORKS or shape is None:
-            raise InputError("A file holds weights, but not your network: pass it as model(seed, network=…).")
-        network = networks.build(name, tuple(shape), outputs, tuple(self.config.get("hidden", ())))
-        method = method or self.answering or from_config(self.method, self.config.get("parameters", {}))
-        return method.build(network, Outline(self.scenario, self.tasks, outputs, self.rows, tuple(shape)))
 
     # --- files and groups --------------------------------------------------------------------------------
 

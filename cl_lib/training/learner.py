@@ -13,22 +13,21 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.func import vmap
 from torch.utils import _pytree as pytree
 
 from cl_lib.bounds import told
 from cl_lib.errors import InputError, PoorPairing
 from cl_lib.identity import provenance
 from cl_lib.nets import memory
-from cl_lib.nets.dropout import stackable
 from cl_lib.nets.net import Net
 from cl_lib.results.result import Result
-from cl_lib.seeds import Bag, Draws, checked, generator, keys, placed, settled, stack_padded
+from cl_lib.seeds import Bag, Draws, checked, generator, settled, stack_padded
 from cl_lib.training import callbacks as watching
-from cl_lib.training import evaluation, growth
+from cl_lib.training import evaluation, fitness, growth, keeping, needs
 from cl_lib.training.batch import Samples
 from cl_lib.training.callbacks import Moment
 from cl_lib.training.capture import Recorder
+from cl_lib.training.chance import Chance
 from cl_lib.training.loop import Loop
 from cl_lib.training.networks import Networks
 from cl_lib.training.options import DTYPES, Options
@@ -48,8 +47,6 @@ from cl_lib.training.request import (
 from cl_lib.training.rows import Rows
 from cl_lib.training.task import Task
 from cl_lib.training.told import Told
-
-BATCH_NORM = torch.nn.modules.batchnorm._BatchNorm
 
 
 class Learner:
@@ -102,13 +99,9 @@ class Learner:
         keep = self.options.optimizer_state == "keep" or not stream.boundaries
         with memory.enough(f"The network of {self.method.key}"):
             self.networks = Networks(self._models(), self.device, self.dtype, half, keep, self.capture)
-        stacked = self._stackable(seeds_at_once)
-        self.seeds_at_once = seeds_at_once or (len(self.seeds) if stacked and self.device.type == "cuda" else 1)
-        self.generators = {
-            purpose: [generator(s, purpose) for s in self.seeds] for purpose in ("order", "augment", "method")
-        }
-        self.keys, self.counts = {}, Bag()
-        self._allowance, self._of_a_sample = memory.allowance(self.device), None
+        self.seeds_at_once = fitness.seeds_at_once(self, seeds_at_once)
+        self.chance = Chance(self.seeds, self.device)
+        self._allowance = memory.allowance(self.device)
         self.recorder = Recorder(self.device) if self.capture else None
         self.begun: set[int] = set()
         self.done = self.met = 0
@@ -116,7 +109,7 @@ class Learner:
         self.active = list(range(len(self.seeds)))
         self.method.check(self)
         self.code, _ = reached(self.method, self.stream, self.options, Learner)  # before training changes anything
-        self._refuse_a_rest_of_one()
+        fitness.refuse_a_rest_of_one(self)
         with memory.enough(self.method.key):
             self.state = checked(self.method.start(self), f"{self.method.key}.start")
         size = len(self.seeds), self.stream.tasks, self.stream.outputs, self.options.rounds
@@ -153,55 +146,12 @@ class Learner:
     def rebuild(self, module, tensors: dict[str, Tensor]) -> None:
         """Another network for every seed: its code, and all its parameters and buffers ``[S, …]`` by name."""
         self.networks.put(module, tensors)
-        self._of_a_sample = None
+        self.__dict__.pop("of_a_sample", None)
         if self.recorder is not None:
             self.recorder.clear()
 
     def _models(self) -> list:
         return [initial_network(self.method, self.stream, self.options, seed).to(self.device) for seed in self.seeds]
-
-    def _refuse_a_rest_of_one(self) -> None:
-        """Raise InputError where an epoch would end in a batch of one sample and batch norm cannot train on that."""
-        o = self.options
-        normalised = any(isinstance(layer, BATCH_NORM) for layer in self.module.modules())
-        if not normalised or o.steps is not None or self.method.has("fit"):
-            return
-        try:
-            with torch.no_grad():
-                self.net(training=True).replace(buffers=self.net().snapshot().buffers)(self.example()[0][None])
-        except ValueError:  # one value a channel has no variance
-            lengths = {len(self.stream.indices(s, t)): t for t in range(self.stream.tasks) for s in self.seeds}
-            if left := [n for n in lengths if n % o.batch_size == 1]:
-                sizes = sorted(range(2, 2 * o.batch_size + 9), key=lambda size: abs(size - o.batch_size))
-                good = next((size for size in sizes if all(n % size != 1 for n in lengths)), 2)
-                raise InputError(
-                    f"Batch norm cannot train on one sample, which the {left[0]} images of task {lengths[left[0]]} "
-                    f"leave after batches of {o.batch_size}: give batch_size={good}, or steps instead of epochs."
-                ) from None
-
-    def _stackable(self, wanted: int | None) -> bool:
-        reason = stackable(self.module)
-        if reason is None and not self.method.stacked:
-            reason = f"{self.method.key} trains each seed in a loop of its own"
-        several = len(self.seeds) > 1 and (self.device.type == "cuda" if wanted is None else wanted > 1)
-        if reason is None and several:
-            reason = self._refused_by_vmap()
-        if reason is not None and wanted is not None and wanted > 1:
-            raise InputError(f"seeds_at_once={wanted} is not possible: {reason}. Leave it out or set it to 1.")
-        return reason is None
-
-    @torch.no_grad()
-    def _refused_by_vmap(self) -> str | None:
-        """Why two seeds cannot go through the network at once, or None: a forward pass tells what no list foresees."""
-        x = self.example()[0].expand(2, 2, *self.stream.shape)  # [seeds, batch, …]
-        try:
-            with self.networks.autocast():
-                forward = lambda params, buffers, x: Net(self.module, params, buffers, training=True)(x)
-                vmap(forward)(*self.networks.copy_of((0, 1)), x)
-        except RuntimeError as error:
-            reason = str(error).strip().partition("\n")[0].partition(". ")[0]
-            return f"torch.func.vmap cannot carry the network ({reason})"
-        return None
 
     # --- one task ----------------------------------------------------------------------------------------
 
@@ -252,29 +202,14 @@ class Learner:
 
     def mark(self) -> Bag:
         """Everything that training moves, copied: networks, what the method and the optimiser keep, random numbers."""
-        random = {k: torch.stack([g.get_state() for g in gs]) for k, gs in self.generators.items()}
-        moved = Bag(networks=Bag(self.params | self.buffers), state=self.state, counts=self.counts)
-        if self.networks.moments is not None:
-            moved.moments = self.networks.moments
-        return Bag(pytree.tree_map(torch.clone, moved), random=Bag(random))
+        return keeping.mark(self)
 
-    @torch.no_grad()
     def go_back(self, mark: Bag) -> None:
         """Put everything back, bit for bit, to where it was at a :meth:`mark`, which may be used again.
 
         Tensors stay in their places. What was measured stays too, and a seed that diverged since stays out.
         """
-        for name, tensor in (self.params | self.buffers).items():
-            tensor.copy_(mark.networks[name])
-        self.state = settled(self.state, pytree.tree_map(torch.clone, mark.state))
-        if self.networks.moments is not None:
-            self.networks.moments = pytree.tree_map(torch.clone, mark.moments)
-        for purpose, every in self.generators.items():
-            before = mark.random.get(purpose, [generator(seed, purpose).get_state() for seed in self.seeds])
-            for g, state in zip(every, before, strict=True):
-                g.set_state(state.clone())  # a row of a tensor is not enough for it
-        for purpose, counts in self.counts.items():
-            counts.copy_(mark.counts[purpose]) if purpose in mark.counts else counts.zero_()
+        keeping.go_back(self, mark)
 
     def train(
         self,
@@ -308,7 +243,7 @@ class Learner:
         active = list(self.active if positions is None else positions)
         for start in range(0, len(active), self.seeds_at_once):
             group = tuple(active[start : start + self.seeds_at_once])
-            order = self.generators["order"]
+            order = self.chance.random("order")
             samples = Samples(
                 self.stream, self.seeds, self.networks, self.rows, group, list(tasks), order, self.augmented,
                 options.batch_size, epochs, joined, alone, shared, budget,
@@ -358,9 +293,7 @@ class Learner:
         They are for what happens once in a while; a step draws by :meth:`draws`, for all seeds at once. Another
         ``purpose`` gives others. They are kept with the learner's state.
         """
-        if purpose not in self.generators:
-            self.generators[purpose] = [generator(s, purpose) for s in self.seeds]
-        every = self.generators[purpose]
+        every = self.chance.random(purpose)
         return every if positions is None else [every[i] for i in positions]
 
     def draws(self, positions, purpose: str = "method") -> Draws:
@@ -368,36 +301,22 @@ class Learner:
 
         Another ``purpose`` gives others. How often each seed has drawn is kept with the learner's state.
         """
-        if purpose not in self.keys:
-            self.keys[purpose] = keys(self.seeds, purpose, self.device)
-            self.counts.setdefault(purpose, torch.zeros_like(self.keys[purpose]))
-        return Draws(self.keys[purpose], self.counts[purpose], positions)
+        return self.chance.draws(positions, purpose)
+
+    @functools.cached_property
+    def of_a_sample(self) -> Bag:
+        """Bytes that one sample takes in one network, see :func:`cl_lib.nets.memory.of_a_sample`."""
+        return memory.of_a_sample(self.net(), self.example()[0][None])
 
     def room(self, gradients: bool = True) -> int:
         """How many samples may go through each of the networks that are trained together, with or without gradients,
         so that a pass takes no more than a share of the free memory (CUDA) or a stated bound."""
-        if self._of_a_sample is None:
-            self._of_a_sample = memory.of_a_sample(self.net(), self.example()[0][None])
-        size = self._of_a_sample.kept if gradients else self._of_a_sample.passing
+        size = self.of_a_sample.kept if gradients else self.of_a_sample.passing
         return max(1, self._allowance // (self.seeds_at_once * size))
 
     def needs(self) -> dict[str, int]:
-        """Bytes that training needs, by what for, counted from shapes: what :mod:`cl_lib.nets.memory` says of a sample,
-        the optimiser's moments and gradients of every seed, what the method keeps now, the data."""
-        self.room()
-        own = sum(t.nbytes for t in (*self.params.values(), *self.buffers.values()))
-        trained = sum(t.nbytes for t in self.params.values())
-        o, data = self.options, self.stream.data
-        moments = 2 if callable(o.optimizer) or o.optimizer != "sgd" else 1 if o.momentum else 0
-        share = self.seeds_at_once / len(self.seeds)
-        samples = self.method.samples_a_step(o.batch_size) * self.seeds_at_once
-        return {
-            "networks": own,
-            "optimiser": int(trained * (moments + 2 * share)),
-            "method": sum(t.nbytes for t in pytree.tree_leaves(self.state)),
-            "a step": int(1.5 * samples * self._of_a_sample.kept),
-            "data": sum(t.nbytes for t in (data.x, data.y, data.x_test, data.y_test)),
-        }
+        """Bytes that training needs, by what for, see :func:`cl_lib.training.needs.needs`."""
+        return needs.needs(self)
 
     def example(self) -> tuple[Tensor, Tensor]:
         """One training sample as the network meets it, and its output row: the shapes and types of a buffer."""
@@ -499,20 +418,11 @@ class Learner:
             provenance=provenance(self.device),
             network=self.module,
             weights={k: t.detach().cpu().clone() for k, t in {**self.params, **self.buffers}.items()},
-            kept=self._kept(),
+            kept=keeping.for_a_result(self),
             rows=[list(rows) for rows in self.stream.rows],
             dropped={self.seeds[i]: why for i, why in records.dropped.items()},
             answering=self.method,
         )
-
-    def _kept(self) -> Bag:
-        """What a result holds beside the weights, on the host."""
-        kept = self.state_dict()
-        kept = Bag({name: kept[name] for name in ("state", "random", "counts", "active", "moments") if name in kept})
-        mean, std = self.stream.normalisation
-        each = lambda t: t.expand(len(self.seeds), *t.shape).contiguous()
-        kept.normalise = Bag(mean=each(mean), std=each(std))
-        return pytree.tree_map(lambda t: t.cpu(), kept)
 
     def config(self) -> dict:
         """Plain values that identify this run, seeds apart: equal configurations give equal numbers."""
@@ -520,35 +430,8 @@ class Learner:
 
     def state_dict(self) -> Bag:
         """Everything the next task depends on, as a Bag of tensors: the learner between two tasks."""
-        random = {k: torch.stack([g.get_state() for g in gs]) for k, gs in self.generators.items()}
-        active = torch.zeros(len(self.seeds), dtype=torch.bool)
-        active[self.active] = True
-        tensors = Bag(params=Bag(self.params), buffers=Bag(self.buffers), state=self.state, random=Bag(random))
-        tensors.counts = self.counts
-        if self.networks.moments:
-            tensors.moments = self.networks.moments
-        return Bag(
-            pytree.tree_map(torch.clone, tensors),
-            records=self.records.state_dict(),
-            active=active,
-            done=torch.tensor(self.done),
-        )
+        return keeping.state_dict(self)
 
-    @torch.no_grad()
     def load_state_dict(self, kept: Bag) -> None:
         """Go back to what :meth:`state_dict` returned."""
-        for own, tensors in ((self.params, kept.params), (self.buffers, kept.get("buffers", Bag()))):
-            for name, tensor in own.items():
-                tensor.copy_(tensors[name])
-        self.state = placed(kept.get("state", Bag()), self.device)
-        for purpose, states in kept.random.items():
-            for g, state in zip(self.random(purpose=purpose), states, strict=True):
-                g.set_state(state.cpu().clone())
-        for purpose, counts in kept.get("counts", Bag()).items():
-            self.draws((0,), purpose).counts.copy_(counts)
-        if self.networks.moments is not None:
-            self.networks.moments = placed(kept.get("moments", Bag()), self.device)
-        self.records.load_state_dict(kept.records)
-        self.active = kept.active.nonzero().flatten().tolist()
-        self.done = self.met = int(kept.done)
-        self.begun.clear()  # who has learned a task has begun
+        keeping.load_state_dict(self, kept)

@@ -17,8 +17,8 @@ import torch
 from cl_lib.errors import Diverged, InputError
 from cl_lib.files import read_header, writable
 from cl_lib.identity import as_kept, file_name, made
-from cl_lib.nets import memory
 from cl_lib.results.result import Result
+from cl_lib.training import needs
 from cl_lib.training.callbacks import check as check_callbacks
 from cl_lib.training.checkpoint import load_checkpoint, save_checkpoint
 from cl_lib.training.learner import Learner
@@ -32,8 +32,6 @@ from cl_lib.training.request import (
     reached,
     separate,
 )
-
-LARGE = 2**31  # bytes of which a run tells before it starts
 
 
 def run(
@@ -197,27 +195,11 @@ def run_in_one_thread(*task) -> Result:
     return run_group(*task, alone=False)
 
 
-def check_memory(learner: Learner) -> None:
-    """Say what a large run needs; raise InputError before it starts where the device has less."""
-    needs, there = learner.needs(), memory.free(learner.device)
-    total, named = sum(needs.values()), [f"{name} {memory.told(size)}" for name, size in needs.items()]
-    about = f"about {memory.told(total)} of memory ({', '.join(named)})"
-    wanted = needs["optimiser"] + needs["a step"] if learner.device.type == "cuda" else total  # the rest is there
-    if wanted > there:
-        fewer = f"seeds_at_once={max(1, learner.seeds_at_once // 2)}, " if learner.seeds_at_once > 1 else ""
-        raise InputError(
-            f"{learner.method.key} needs {about}, and {learner.device} has {memory.told(there)} left: give {fewer}"
-            f"a smaller batch_size than {learner.options.batch_size}, or a smaller network."
-        )
-    if total > LARGE:
-        learner.progress.say(f"{learner.method.key}: {about}")
-
-
 def run_group(method, stream, seeds, settings, code: dict, checkpoint: Path | None, alone: bool = True) -> Result:
     """All tasks for some seeds in this process, with a checkpoint after each; ``alone`` if there are no others."""
     learner = Learner(method, stream, seeds=seeds, **settings)
     learner.code = code  # as the process has it that knows the run by it
-    check_memory(learner)
+    needs.check(learner)
     if checkpoint is not None and checkpoint.exists():
         load_checkpoint(learner, checkpoint)
     try:

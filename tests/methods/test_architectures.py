@@ -14,7 +14,7 @@ from cl_lib import InputError, Learner, PoorPairing, run
 from cl_lib.methods import hat, packnet, pnn, supsup
 from cl_lib.nets.net import Net
 from cl_lib.seeds import Bag
-from cl_lib.testing import NETWORKS
+from cl_lib.testing.material import NETWORKS
 
 from helpers import QUICK, random, rng, stream
 

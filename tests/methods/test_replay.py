@@ -350,7 +350,7 @@ def test_gdumb_is_plain_training_from_scratch_on_its_memory(scenario):
         for name, p in learners[1].params.items():
             p.copy_(torch.randn(p.shape, generator=rng(len(name) + t)))
         for learner in learners:
-            order = learner.generators["order"][0].get_state()
+            order = learner.chance.generators["order"][0].get_state()
             learner.learn()
     a, b = learners
     assert all(torch.equal(a.params[k], b.params[k]) for k in a.params)
@@ -495,7 +495,7 @@ def test_dgr_generator_is_a_vae_under_adam():
     }  # fmt: skip
     optimizer = torch.optim.Adam([p for n in nets.values() for p in n.parameters()], lr=0.01)
     learner.draws((0,))
-    chance = Draws(learner.keys["method"], learner.counts["method"].clone(), (0,))
+    chance = Draws(learner.chance.keys["method"], learner.chance.counts["method"].clone(), (0,))
     drawn = lambda n: chance.normal(3 * n, torch.double).view(n, 3)
 
     def theirs(x, noise, share):

@@ -9,7 +9,7 @@ from cl_lib.methods import gem, gpm
 from cl_lib.methods.recl import reconstruction
 from cl_lib.nets import memory, networks
 from cl_lib.seeds import Bag
-from cl_lib.training import runs
+from cl_lib.training import needs
 
 from helpers import QUICK, net_of, random, stream
 
@@ -51,7 +51,7 @@ def test_a_run_that_cannot_fit_is_refused_before_it_starts(monkeypatch):
 
 
 def test_a_large_run_says_what_it_needs(monkeypatch, capsys):
-    monkeypatch.setattr(runs, "LARGE", 0)
+    monkeypatch.setattr(needs, "LARGE", 0)
     cl_lib.run("finetune", stream(), **QUICK | {"progress": True})
     assert "finetune: about" in capsys.readouterr().err
 

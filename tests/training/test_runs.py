@@ -177,11 +177,11 @@ def test_a_worker_whose_parent_died_before_it_could_watch_ends():
     gone = start(target=os.getpid)
     gone.start()
     gone.join()
-    for parent, code in ((gone.pid, 1), (1, 0)):  # the latter lives, and is no parent of the worker
+    for parent, status in ((gone.pid, 1), (1, 0)):  # the latter lives, and is no parent of the worker
         worker = start(target=runs.follow, args=(parent,))
         worker.start()
         worker.join()
-        assert worker.exitcode == code
+        assert worker.exitcode == status
 
 
 def test_a_full_disk_loses_no_checkpoint(tmp_path, monkeypatch):

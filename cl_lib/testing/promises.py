@@ -1,217 +1,38 @@
-"""What every method promises, as functions: the library's own tests run these, and so can you, on your own class.
+"""What every method promises. A docstring's first paragraph is the promise, the second where to look if it breaks."""
 
-::
-
-    print(cl_lib.testing.check_method(MyMethod, strength=3.0))
-    cl_lib.testing.beats_fine_tuning(MyMethod, scenario="class")  # one of them alone
-
-A promise is held on small streams of ``digits``. Its docstring says it in a sentence; the rest of the docstring says
-where to look when it is broken.
-"""
-
-import copy
-import functools
-import inspect
 import itertools
 import random
 import tempfile
-import textwrap
 import warnings
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from cl_lib.data.datasets import load
-from cl_lib.data.stream import Stream
-from cl_lib.data.streams import from_datasets, rotated, split
-from cl_lib.errors import InputError, PoorPairing
-from cl_lib.methods._base import SCENARIOS, Method, fields_of
-from cl_lib.methods._registry import check_parameters, make, registry
-from cl_lib.nets import networks
+from cl_lib.data.streams import from_datasets
+from cl_lib.errors import InputError
+from cl_lib.methods._base import SCENARIOS, fields_of
+from cl_lib.methods._registry import registry
 from cl_lib.results.result import Result
 from cl_lib.seeds import flatten
+from cl_lib.testing.material import (
+    LONGER,
+    NETWORKS,
+    SHORT,
+    close,
+    differences,
+    digits,
+    equal,
+    fine_tuned,
+    larger,
+    pair,
+    unequal,
+    weights,
+)
+from cl_lib.testing.promise import QUICK, DoesNotApply, applies, held, promise
 from cl_lib.training.checkpoint import load_checkpoint, save_checkpoint
 from cl_lib.training.learner import Learner
 from cl_lib.training.options import Options
-from cl_lib.training.runs import run
-
-QUICK = {"epochs": 2, "batch_size": 8, "hidden": (20,), "lr": 0.02, "progress": False}
-SHORT = {"epochs": 1, "batch_size": 32}
-LONGER = {"epochs": 5, "batch_size": 10, "hidden": (64,), "lr": 0.01, "progress": False}
-NETWORKS = {
-    "batch-norm ResNet": lambda shape, outputs: networks.resnet18(shape, outputs, width=4),
-    "cnn": "cnn",
-}
-
-
-class PromiseBroken(AssertionError):
-    """A method does not do what every method does. The message says which promise, what happened, where to look."""
-
-
-class DoesNotApply(Exception):
-    """A promise says nothing about this method. The message says why."""
-
-
-@dataclass(frozen=True)
-class Promise:
-    """A function that returns where a method keeps its word, and the cases in which it is asked."""
-
-    holds: Callable
-    cases: tuple[dict, ...]
-
-    name = property(lambda self: self.holds.__name__)
-    sentence = property(lambda self: self._said(0), doc="The promise.")
-    advice = property(lambda self: self._said(1), doc="Where to look when it is broken.")
-
-    def _said(self, paragraph: int) -> str:
-        text = inspect.getdoc(self.holds).split("\n\n")[paragraph]
-        return " ".join(text.split()).replace("``", "`")
-
-    def __call__(self, method, **case) -> None:
-        """Ask one method in one case; raises :class:`PromiseBroken` or :class:`DoesNotApply`, or returns."""
-        method = method if isinstance(method, Candidate) else Candidate(method)
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", PoorPairing)
-                self.holds(method, **case)
-        except DoesNotApply:
-            raise
-        except Exception as error:
-            where = ", ".join(f"{name}={value!r}" for name, value in case.items())
-            said = "" if isinstance(error, AssertionError | InputError) else f"{type(error).__name__}: "
-            raise PromiseBroken(
-                f"{method.key} breaks a promise. {self.sentence} But{f' with {where}' * bool(where)}: {said}{error}"
-                f"{'' if str(error).endswith('.') else '.'} {self.advice}"
-            ) from error
-
-
-PROMISES: list[Promise] = []
-
-
-def promise(**axes: Iterable):
-    """Enter a function into ``PROMISES``, asked in every combination of the values of its arguments."""
-    cases = tuple(dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values()))
-
-    def enter(holds: Callable) -> Callable:
-        one = Promise(holds, cases)
-        PROMISES.append(one)
-        return functools.wraps(holds)(lambda method, **case: one(method, **case))
-
-    return enter
-
-
-class Candidate:
-    """A method as promises ask it: made anew for every run; a run that several promises look at is run once."""
-
-    def __init__(self, method, parameters: dict | None = None):
-        self.given = make(method, **parameters or {})
-        check_parameters(self.given)
-        self._runs: dict = {}
-
-    key = property(lambda self: self.given.key)
-    scenario = property(lambda self: self.given.scenarios[-1], doc="One that it serves.")
-
-    def new(self, **parameters) -> Method:
-        """The method as it was given, with other parameters where they are named."""
-        return make(copy.deepcopy(self.given), **parameters)
-
-    def run(self, stream: Stream, parameters: dict | None = None, **how) -> Result:
-        return run(self.new(**parameters or {}), stream, **QUICK | how)
-
-    def once(self, stream: Stream, **how) -> Result:
-        """The run on one of the cached streams, run when it is first asked for."""
-        asked = stream, *sorted((k, str(v)) for k, v in how.items())
-        if asked not in self._runs:
-            self._runs[asked] = self.run(stream, **how)
-        return self._runs[asked]
-
-    def must_serve(self, scenario: str) -> None:
-        applies(scenario in self.given.scenarios, f"it does not serve {scenario}-incremental learning")
-
-
-# --- what promises are asked on ---------------------------------------------------------------------------
-
-
-@functools.cache
-def digits(scenario: str, **options) -> Stream:
-    """The ten digits in pairs, twelve images of each to train on."""
-    return split("digits", scenario=scenario, **{"per_class": 12, **options})
-
-
-def unequal(scenario: str, **options) -> Stream:
-    """Tasks of different sizes for every seed: its class order is its own, and classes are not equally large."""
-    return digits(scenario, order="per-seed", per_class=None, **options)
-
-
-@functools.cache
-def larger(scenario: str) -> Stream:
-    """Where a method can show that it helps: turned a little further with each task, or classes in pairs."""
-    if scenario == "domain":
-        return rotated("digits", tasks=4, per_class=60)
-    return digits(scenario, per_class=60)
-
-
-@functools.cache
-def pair(first: int) -> tuple:
-    """Two digits as a task of one's own: what to train on and what to test on, each (inputs, labels)."""
-    data = load("digits")
-
-    def few(x, y):
-        places = torch.cat([(y == c).nonzero().flatten()[:12] for c in (first, first + 1)])
-        return x[places], y[places]
-
-    return few(data.x, data.y), few(data.x_test, data.y_test)
-
-
-@functools.cache
-def fine_tuned(stream: Stream, **how) -> Result:
-    return run("finetune", stream, **how)
-
-
-# --- what promises are made of ----------------------------------------------------------------------------
-
-
-def applies(condition: bool, otherwise: str) -> None:
-    if not condition:
-        raise DoesNotApply(otherwise)
-
-
-def held(condition: bool, otherwise: str) -> None:
-    if not condition:
-        raise AssertionError(otherwise)
-
-
-def weights(result: Result, seed: int) -> dict[str, torch.Tensor]:
-    at = result.seeds.index(seed)
-    return {name: w[at] for name, w in result.weights.items()}
-
-
-def differences(a: dict, b: dict, rtol: float = 0.0, atol: float = 0.0) -> list[str]:
-    """What differs between two networks' tensors, beyond rtol and atol; without them: by a bit."""
-    out = []
-    for name, one in a.items():
-        other = b[name]
-        if one.shape != other.shape:
-            out.append(f"{name} has shape {tuple(one.shape)} and {tuple(other.shape)}")
-        elif not torch.allclose(one, other, rtol=rtol, atol=atol):
-            out.append(f"{name} differs by up to {float((one.double() - other.double()).abs().max()):.2g}")
-    return out
-
-
-def equal(a: dict, b: dict, what: str) -> None:
-    found = differences(a, b)
-    held(not found, f"{what}, {', '.join(found[:3])}")
-
-
-def close(a: dict, b: dict, what: str, rtol: float = 1e-3, atol: float = 1e-4) -> None:
-    found = differences(a, b, rtol, atol)
-    held(not found, f"{what}, {', '.join(found[:3])}")
-
-
-# --- the promises -----------------------------------------------------------------------------------------
 
 
 @promise()
@@ -508,57 +329,3 @@ def beats_fine_tuning(method, scenario):
     error = lambda result: 1 - float(result.metrics()["acc"].mean())
     plain, own = error(fine_tuned(stream, **how)), error(method.run(stream, parameters, **how))
     held(own < 0.93 * plain, f"it errs in {100 * own:.1f} % of its answers, fine-tuning in {100 * plain:.1f} %")
-
-
-# --- all of them ------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Report:
-    """Which promises a method keeps, and which say nothing about it: sentence -> why. Print it."""
-
-    key: str
-    parameters: dict
-    kept: tuple[str, ...]
-    others: dict[str, str]
-
-    def __str__(self) -> str:
-        given = ", ".join(f"{name}={value!r}" for name, value in self.parameters.items())
-        title = f"{self.key}{f' ({given})' * bool(given)} keeps {len(self.kept)} promises."
-        lines = [f"kept  {sentence}" for sentence in self.kept]
-        lines += [f"–     {sentence} Not asked: {why}." for sentence, why in self.others.items()]
-        wrap = lambda line, indent: textwrap.fill(line, 79, subsequent_indent=indent, break_on_hyphens=False)
-        return "\n".join([wrap(title, "  "), *(wrap(line, " " * 6) for line in lines)])
-
-    __repr__ = __str__
-
-
-def check_method(method, /, quick: bool = False, **parameters) -> Report:
-    """Hold a method to every promise; returns which it keeps and which do not apply to it.
-
-    Arguments:
-        method: a class derived from :class:`~cl_lib.methods._base.Method`, or what else ``cl_lib.run`` takes for one.
-        quick: ask every promise in one case instead of in all (scenarios, seeds at once, networks).
-        **parameters: those of the method, at which it is to be checked.
-
-    Raises:
-        PromiseBroken: at the first promise that the method does not keep.
-        InputError: for parameters that the method does not have.
-    """
-    candidate = Candidate(method, parameters)
-    kept, others = [], {}
-    for one in PROMISES:
-        applied, reasons = 0, []
-        for case in one.cases:
-            if quick and applied:
-                break
-            try:
-                one(candidate, **case)
-                applied += 1
-            except DoesNotApply as reason:
-                reasons.append(str(reason))
-        if applied:
-            kept.append(one.sentence)
-        else:
-            others[one.sentence] = "; ".join(dict.fromkeys(reasons))
-    return Report(candidate.key, candidate.given.parameters(), tuple(kept), others)
