@@ -220,7 +220,7 @@ def seeds_may_stop_early(method):
     A seed that has stopped is not in ``batch.positions``: do nothing for it.
     """
     applies(method.given.stacked, "its seeds run one after another")
-    stream, seeds = unequal(method.scenario, tasks=2, validation=0.2), (0, 1, 2)
+    stream, seeds = unequal(method.scenario, tasks=2), (0, 1, 2)
     how = {"optimizer": "adam", "lr": 0.003, "epochs": 4, "patience": 1, "batch_size": 64}
     how["dtype"] = "float64"  # Adam divides by the gradient's size, rounding included
     together = method.run(stream, seeds=seeds, seeds_at_once=3, **how)

@@ -16,7 +16,9 @@ METHODS = sorted(registry())
 CASES = {f"{p.name}{list(case.values()) or ''}": (p, case) for p in PROMISES for case in p.cases}
 BRIEF = {  # defaults would take minutes
     "recl": {"samples": 20, "iterations": 10},
-    "mer": {"length": 3},
+    "mer": {"length": 2},
+    "gdumb": {"passes": 4},
+    "eidetic": {"step": 0.1, "router_epochs": 3},
     "oml": {"meta_steps": 10, "inner_steps": 2},
     "flashback": {"primary_epochs": 1, "flashback_epochs": 1},  # one epoch cannot be divided
 }
