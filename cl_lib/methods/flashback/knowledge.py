@@ -23,9 +23,11 @@ from cl_lib.errors import InputError
 from cl_lib.methods._base import Method
 from cl_lib.methods._frozen import answer
 from cl_lib.methods._wrapper import Part
+from cl_lib.methods.ewc import EWC
 from cl_lib.methods.lucir import turned
-from cl_lib.methods.mas import importance
-from cl_lib.nets.losses import binary_cross_entropy, distillation, quadratic
+from cl_lib.methods.mas import MAS, importance
+from cl_lib.methods.si import SI
+from cl_lib.nets.losses import Tensors, binary_cross_entropy, distillation, quadratic
 from cl_lib.replay.rehearsal import draw_replay
 from cl_lib.seeds import Bag
 
@@ -48,15 +50,38 @@ class Knowledge:
         """𝓛_plast of one model, a scalar; ``primary`` is what was collected."""
         raise NotImplementedError
 
+    def prepared(self, host: Method, state, primary: Bag, plasticity: float) -> Bag:
+        """``primary`` with what :meth:`both` can do once a task; ``state`` is the host's."""
+        return primary
+
+    def both(self, host: Method, net, batch, state, primary: Bag, plasticity: float) -> Tensor:
+        """The host's penalty + α_p 𝓛_plast of one model."""
+        return host.penalty(net, batch, state) + plasticity * self.pull(host, net, batch, primary)
+
 
 class Parameters(Knowledge):
-    """θ_p, and how much each parameter matters to the new task: a spring to it, without ½ and without the host's λ."""
+    """θ_p, and how much each parameter matters to the new task: a spring to it, without ½ and without the host's λ.
+
+    This spring and the host's are one, see :func:`joined`: a step computes one quadratic, as the host alone does.
+    """
 
     def collect(self, host, net, task, state):
         return Bag(anchor=Bag(net.params), importance=Bag(self.importance(host, net, task, state)))
 
     def pull(self, host, net, batch, primary):
         return quadratic(net.params, primary.anchor, primary.importance)
+
+    def prepared(self, host, state, primary, plasticity):
+        if type(host).distance not in SPRINGS:  # a derived class has a penalty of its own
+            return primary
+        own = SPRINGS[type(host).distance](host, state)
+        pull = {k: plasticity * F for k, F in primary.importance.items()}
+        return primary.copy(joined=joined(state.anchor, own, primary.anchor, pull))
+
+    def both(self, host, net, batch, state, primary, plasticity):
+        if "joined" not in primary:
+            return super().both(host, net, batch, state, primary, plasticity)
+        return quadratic(net.params, primary.joined.anchor, primary.joined.stiffness) + primary.joined.apart
 
     def importance(self, host, net, task, state) -> dict[str, Tensor]:
         """The diagonal Fisher information on the new data, as EWC estimates it."""
@@ -143,6 +168,29 @@ def taught(net, x: Tensor, primary: Bag) -> Tensor:
     with torch.no_grad():
         return net.frozen(primary)(x)
 
+
+def joined(old: Tensors, k: Tensors, new: Tensors, p: Tensors) -> Bag:
+    r"""Two springs as one, stiffnesses k and p about anchors a and b, all by name:
+
+    .. math:: k\,(\theta - a)^2 + p\,(\theta - b)^2 = (k + p)\,(\theta - c)^2 + \frac{k p}{k + p}\,(a - b)^2,
+              \qquad c = a + \frac p{k + p}\,(b - a)
+
+    Returns c as ``anchor``, k + p as ``stiffness``, and the constant, summed, as ``apart``. c is a where neither is
+    stiff.
+    """
+    stiffness = Bag({name: k[name] + p[name] for name in k})
+    share = {name: p[name] / K.clamp_min(torch.finfo(K.dtype).tiny) for name, K in stiffness.items()}
+    anchor = Bag({name: torch.lerp(old[name], new[name], s) for name, s in share.items()})
+    apart = sum((k[name] * s * (old[name] - new[name]).square()).sum() for name, s in share.items())
+    return Bag(anchor=anchor, stiffness=stiffness, apart=apart)
+
+
+#: how stiff the spring of a host is, by the distance that it has: λ/2 F or λ Ω, by name
+SPRINGS = {
+    EWC.distance: lambda host, state: {k: host.strength / 2 * F for k, F in state.stiffness.items()},
+    MAS.distance: lambda host, state: {k: host.strength * Ω for k, Ω in state.importance.items()},
+    SI.distance: lambda host, state: {k: host.strength * Ω for k, Ω in state.importance.items()},
+}
 
 KINDS: dict[str, Knowledge] = {
     "ewc": Parameters(),
