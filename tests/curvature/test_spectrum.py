@@ -254,7 +254,7 @@ def test_bad_input_is_refused():
     with pytest.raises(InputError, match="fraction"):
         spectrum.share(torch.ones(3), 5)
     for eigenpairs in (eigen.power, eigen.lanczos):
-        with pytest.raises(InputError, match="k=4 .* 3"):
+        with pytest.raises(InputError, match=r"k=4 .* 3"):
             eigenpairs(lambda X: X, torch.ones(1, 3, dtype=torch.double), 4)
     with pytest.raises(InputError, match="'entropy'"):
         spectrum.effective_rank(torch.ones(3), "entropi")

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 import cl_lib
 from cl_lib import InputError, Learner, run
+from cl_lib.curvature import fisher
 from cl_lib.methods._registry import make
 from cl_lib.methods.ewc import EWC
 from cl_lib.methods.flashback import knowledge
@@ -30,10 +31,14 @@ HOSTS = {
     "ewc": {"decay": 1.0, "strength": 2.0, "fisher_samples": 10},
     "mas": {"strength": 0.1, "samples": 10},
     "si": {},
+    "ewc_kfac": {"fisher_samples": 10, "strength": 0.1},
+    "ewc_topk": {"fisher_samples": 10, "k": 4},
     "lwf": {},
     "lwf_mc": {},
     "icarl": {"memory": 20},
     "lucir": {"memory": 20, "balanced_epochs": 2},
+    "wa": {"memory": 20},
+    "bic": {"memory": 20},
     "er": {"memory": 20},
     "der": {"memory": 20},
     "derpp": {"memory": 20},
@@ -239,14 +244,36 @@ def test_logistic_pull_by_hand(host):
     assert not torch.autograd.grad(at, same.logits)[0].abs().max() > 1e-15
 
 
-def test_softmax_pull_by_hand():
+@pytest.mark.parametrize("key", ["lwf", "wa", "bic"])
+def test_softmax_pull_by_hand(key):
+    """Of BiC's batch the second sample is held out: its weight is 0, that of the others their share."""
     z, teacher, net = told("logits", (3, 5))
-    host = make("lwf", temperature=3.0)
-    loss = knowledge.knowledge_of(host).pull(host, net, Bag(x=None, **ROWS), Bag())
+    host, weight = make(key, temperature=3.0), torch.tensor([0.5, 0.0, 0.5])
+    loss = knowledge.knowledge_of(host).pull(host, net, Bag(x=None, weight=weight, **ROWS), Bag())
     q, p = ((t[:, 2:4] / 3).softmax(-1) for t in (teacher, z))
-    assert float(loss.detach()) == pytest.approx(float(9 * (q * (q / p).log()).sum(-1).mean().detach()))
+    each = {"lwf": 9 * (q * (q / p).log()).sum(-1)}.get(key, -(q * p.log()).sum(-1)).detach()
+    assert float(loss.detach()) == pytest.approx(float(each @ weight.to(each) if key == "bic" else each.mean()))
     (g,) = torch.autograd.grad(loss, z)
-    assert not g[:, [0, 1, 4]].any() and g[:, 2:4].all()
+    trained = weight > 0 if key == "bic" else weight >= 0
+    assert not g[:, [0, 1, 4]].any() and g[trained, 2:4].all() and not g[~trained].any()
+
+
+@pytest.mark.parametrize("host", ["ewc_kfac", "ewc_topk"])
+def test_pull_of_curvature_is_the_quadratic_form_of_the_new_task_alone(host):
+    """Along one weight: half its curvature on the primary, whatever the tasks before left."""
+    learner = learned(flashback(host, **{"host.fisher_samples": None}), digits(), tasks=2, dtype="float64")
+    primary, x, y = first(learner.state.primary), *digits().samples(1)
+    net, rows = Net(learner.module, primary.anchor, {}, training=False), learner.masks(1).rows
+    if host == "ewc_topk":  # its remainder keeps the diagonal exact
+        curvature = fisher.diagonal(net, x.double(), rows, y=y)["head.weight"]
+    else:
+        A, G = fisher.kronecker(net, x.double(), rows, "exact", y)["head"]
+        curvature = G.diagonal()[:, None] * A.diagonal()[None, :-1]
+    for at in curvature.flatten().topk(3).indices.tolist():
+        moved = {k: p.clone() for k, p in primary.anchor.items()}
+        moved["head.weight"].view(-1)[at] += 0.1
+        value = learner.method.kind.pull(learner.method.host, net.replace(moved), Bag(), primary)
+        assert float(value) == pytest.approx(0.5 * 0.01 * float(curvature.flatten()[at]))
 
 
 @pytest.mark.parametrize("task", [1, 4])
@@ -423,7 +450,7 @@ def test_importance_of_the_primary_model():
         net = Net(learner.module, primary.anchor, {}, training=False)
         rows = learner.masks(1).rows
         if host == "ewc":
-            want = cl_lib.curvature.fisher.diagonal(net, x, rows, kind="exact", y=y)
+            want = fisher.diagonal(net, x, rows, kind="exact", y=y)
         else:
             from cl_lib.methods.mas import importance
 

@@ -8,11 +8,13 @@ old classes, s of all seen.
 | --- | --- | --- |
 | ewc (the paper's online EWC: ``decay=1``) | θ_p and the Fisher information F_p there | Σ F_p (θ − θ_p)² |
 | mas, si | θ_p and the importance of the new task alone | Σ Ω_p (θ − θ_p)² |
+| ewc_kfac, ewc_topk | θ_p and the new task's curvature there, as the host keeps it | ½ Δᵀ F_p Δ, Δ = θ − θ_p |
 | lwf_mc, icarl (paper) | primary model | BCE of rows o … s against σ(z^p), the mean over B (s − o) |
 | lucir (paper) | primary model | (λ/√t) (1 − cos(h, h^p)), the mean over B |
 | xder (paper) | primary model | squared difference of logits on a draw from the buffer, the mean over B C |
 | er, er_ace, mir, der, derpp | primary model | the same on the samples that the host has drawn |
-| lwf, pnn | primary model | distillation over the new rows, by the host's temperature and form |
+| lwf, wa, pnn | primary model | distillation over the new rows, by the host's temperature and form |
+| bic | primary model | the same, over the samples that are not held out |
 """
 
 import torch
@@ -27,7 +29,7 @@ from cl_lib.methods.ewc import EWC
 from cl_lib.methods.lucir import turned
 from cl_lib.methods.mas import MAS, importance
 from cl_lib.methods.si import SI
-from cl_lib.nets.losses import Tensors, binary_cross_entropy, distillation, quadratic
+from cl_lib.nets.losses import Tensors, binary_cross_entropy, distillation, masked, quadratic
 from cl_lib.replay.rehearsal import draw_replay
 from cl_lib.seeds import Bag
 
@@ -104,6 +106,16 @@ class Path(Parameters):
         return {name: (ω / (gone(name) + host.damping)).clamp_min(0) for name, ω in state.path.items()}
 
 
+class Curvature(Knowledge):
+    """What the host would keep if the primary's were its first task: its own distance from there, without its λ."""
+
+    def collect(self, host, net, task, state):
+        return host.after_task(net, task, Bag())
+
+    def pull(self, host, net, batch, primary):
+        return host.distance(net, primary)
+
+
 class Logistic(Knowledge):
     """What the primary model says of each new class, one logistic regression a row."""
 
@@ -116,7 +128,16 @@ class Softmax(Knowledge):
 
     def pull(self, host, net, batch, primary):
         teacher = taught(net, batch.x, primary)
-        return distillation(net(batch.x), teacher, batch.present, host.temperature, host.form)
+        return distillation(net(batch.x), teacher, batch.present, host.temperature, getattr(host, "form", "ce"))
+
+
+class Weighted(Knowledge):
+    """The same as a cross-entropy of the samples that the host trains on: others have weight 0."""
+
+    def pull(self, host, net, batch, primary):
+        soft = masked(taught(net, batch.x, primary) / host.temperature, batch.present).softmax(-1)
+        log_p = masked(net(batch.x) / host.temperature, batch.present).log_softmax(-1)
+        return -(batch.weight * (soft * log_p).sum(-1)).sum()
 
 
 class Column(Knowledge):
@@ -196,10 +217,14 @@ KINDS: dict[str, Knowledge] = {
     "ewc": Parameters(),
     "mas": Sensitivity(),
     "si": Path(),
+    "ewc_kfac": Curvature(),
+    "ewc_topk": Curvature(),
     "lwf": Softmax(),
     "lwf_mc": Logistic(),
     "icarl": Logistic(),
     "lucir": Direction(),
+    "wa": Softmax(),
+    "bic": Weighted(),
     "er": Recall(),
     "der": Recall(),
     "xder": OwnRecall(),
