@@ -10,7 +10,7 @@ from cl_lib.errors import InputError
 from cl_lib.methods._base import Method, warn_unless_plain
 from cl_lib.nets.losses import cross_entropy
 from cl_lib.nets.net import Net
-from cl_lib.seeds import Bag
+from cl_lib.seeds import Bag, padded
 
 
 @dataclass
@@ -72,14 +72,12 @@ class GEM(Method):
         return Bag(old=old, held=sample.y.new_zeros(S, 0))
 
     def before_task(self, net, task, state):
-        """An empty ring for the new task, no larger than the task: it then holds no sample twice."""
+        """When each sample of the data set was last trained on, 0: not yet in this task."""
         if not state:
             return state
-        size = min(state.old.x.shape[1], len(task.learner.stream.indices(task.seed, task.index)))
-        share, *_ = state.old.y.shape[1:]
-        ring = Bag({k: t.new_zeros(share + 1, *t.shape[2:]) for k, t in state.old.items()})  # the last row is unread
-        count = lambda n: torch.tensor(n, device=task.learner.device)
-        return Bag(state, ring=ring, size=count(size), offered=count(0))
+        index = task.learner.stream.indices(task.seed, task.index)
+        last = torch.zeros(int(index.max()) + 1, dtype=torch.int64, device=task.learner.device)
+        return Bag(state, last=last, first=last[0].clone())
 
     def before_step(self, learner, batch, state):
         if not state or state.old.x.shape[1] == 0:
@@ -94,23 +92,22 @@ class GEM(Method):
             batch.old_rows = rows
 
     def after_step(self, learner, batch, state):
-        if "ring" not in state:
+        if "last" not in state:
             return
         real = torch.ones_like(batch.y, dtype=torch.bool) if batch.real is None else batch.real  # [G, B]
-        size, count = state.size[:, None], real.sum(1, keepdim=True)
-        number = real.cumsum(1) - 1 - (count - size).clamp(min=0)  # the last that fit are 0, 1, …
-        unread = state.ring.y.shape[1] - 1
-        place = torch.where(real & (number >= 0), (state.offered[:, None] + number) % size, unread)
-        seed = torch.arange(len(place), device=place.device)[:, None]
-        for name, ring in state.ring.items():
-            ring[seed, place] = batch["images" if name == "x" else name].to(ring.dtype)
-        state.offered += torch.minimum(count, size)[:, 0]
+        when = real * (state.last.amax(1, keepdim=True) + real.cumsum(1))
+        state.last.scatter_reduce_(1, batch.index, when, "amax")
+        state.first += real.sum(1).clamp(max=state.old.y.shape[2])
 
     def after_task(self, net, task, state):
         if not state:
             return state
-        old = Bag({k: torch.cat([t, state.ring[k][None, :-1]]) for k, t in state.old.items()})
-        return Bag(old=old, held=torch.cat([state.held, state.size[None].to(state.held)]))
+        share = state.old.y.shape[1]
+        held = min(share, int((state.last > 0).sum()))
+        chosen = state.last.argsort()[len(state.last) - held :].roll(int(state.first))  # as they lie in a ring
+        new = task.learner.sample(task.position, task.index, chosen)
+        old = Bag({k: torch.cat([t, padded(new[k], (share, *t.shape[2:]))[None]]) for k, t in state.old.items()})
+        return Bag(old=old, held=torch.cat([state.held, state.held.new_tensor([held])]))
 
     def grow(self, state, growth):
         """More tasks share the memory: each old one keeps the first ⌊M/T⌋ of its samples."""

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from cl_lib.curvature import fisher, spectrum
+from cl_lib.curvature import eigen, fisher, spectrum
 from cl_lib.curvature.landscape import fisher_form, layers, logits_of
 from cl_lib.errors import InputError
 from cl_lib.nets.net import Net
@@ -213,6 +213,28 @@ def test_large_gram_is_read_by_lanczos(monkeypatch):
     torch.testing.assert_close((V @ whole.T).abs(), torch.eye(3, dtype=torch.double), rtol=0, atol=1e-10)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_rank_of_few_samples_is_the_bound(kind):
+    """N (C − 1) for the exact Fisher, N for one label a sample, and never more than there are parameters."""
+    net, x, y = case(samples=4)
+    gram = spectrum.gram(net, x, kind=kind, y=y, generator=torch.Generator().manual_seed(0))
+    P = sum(p.numel() for p in net.params.values())
+    assert gram.rank == spectrum.rank_bound(4, C, kind, P) == spectrum.rank_bound(4, C, kind) < P
+    assert spectrum.rank_bound(1000, C, kind, P) == P
+
+
+def test_lanczos_stops_when_the_residuals_are_small():
+    values, asked = 0.5 ** torch.arange(60, dtype=torch.double), []
+
+    def product(v):
+        asked.append(v)
+        return values * v
+
+    λ, _ = eigen.lanczos(product, torch.ones(60, dtype=torch.double), 3)
+    torch.testing.assert_close(λ, values[:3], rtol=1e-6, atol=0)
+    assert len(asked) < 30
+
+
 def test_bad_input_is_refused():
     net, x, _ = case()
     with pytest.raises(InputError, match=r"k=15 .* 14"):
@@ -231,5 +253,8 @@ def test_bad_input_is_refused():
         spectrum.gram(net, x[:0])
     with pytest.raises(InputError, match="fraction"):
         spectrum.share(torch.ones(3), 5)
+    for eigenpairs in (eigen.power, eigen.lanczos):
+        with pytest.raises(InputError, match=r"k=4 .* 3"):
+            eigenpairs(lambda X: X, torch.ones(1, 3, dtype=torch.double), 4)
     with pytest.raises(InputError, match="'entropy'"):
         spectrum.effective_rank(torch.ones(3), "entropi")

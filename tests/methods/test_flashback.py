@@ -13,7 +13,9 @@ from torch.nn import functional as F
 
 import cl_lib
 from cl_lib import InputError, Learner, run
+from cl_lib.curvature import fisher
 from cl_lib.methods._registry import make
+from cl_lib.methods.ewc import EWC
 from cl_lib.methods.flashback import knowledge
 from cl_lib.methods.flashback.published import arm
 from cl_lib.nets.net import Net
@@ -29,10 +31,14 @@ HOSTS = {
     "ewc": {"decay": 1.0, "strength": 2.0, "fisher_samples": 10},
     "mas": {"strength": 0.1, "samples": 10},
     "si": {},
+    "ewc_kfac": {"fisher_samples": 10, "strength": 0.1},
+    "ewc_topk": {"fisher_samples": 10, "k": 4},
     "lwf": {},
     "lwf_mc": {},
     "icarl": {"memory": 20},
     "lucir": {"memory": 20, "balanced_epochs": 2},
+    "wa": {"memory": 20},
+    "bic": {"memory": 20},
     "er": {"memory": 20},
     "der": {"memory": 20},
     "derpp": {"memory": 20},
@@ -174,13 +180,13 @@ def test_no_first_phase_adds_stiffness_at_the_old_optimum(monkeypatch):
     method = flashback("ewc", primary_epochs=0, flashback_epochs=2, plasticity=0.7)
     learner = learned(method, digits(), tasks=2)
     alike(learner.state.primary.anchor, Bag({k: seen.marks[-1].networks[k] for k in learner.params}))
-    (first, _), *_ = batches(learned(method, digits(), tasks=1))
-    assert "pulled" in first
+    (batch, _), *_ = batches(learned(method, digits(), tasks=1))
+    assert "pulled" in batch
     net = Net(learner.module, {k: p[0].clone().requires_grad_() for k, p in learner.params.items()}, {})
     start = Bag({k: t[0] for k, t in seen.marks[-1].state.host.anchor.items()})
     kept = Bag(host=Bag(anchor=start, stiffness=Bag({k: t[0] for k, t in seen.marks[-1].state.host.stiffness.items()})))
-    kept.primary = Bag({k: Bag({n: t[0] for n, t in v.items()}) for k, v in learner.state.primary.items()})
-    grads = torch.autograd.grad(method.penalty(net, first, kept), list(net.params.values()))
+    kept.primary = first(learner.state.primary)
+    grads = torch.autograd.grad(method.penalty(net, batch, kept), list(net.params.values()))
     for (name, p), g in zip(net.params.items(), grads, strict=True):
         stiff = 0.5 * 2.0 * kept.host.stiffness[name] + 0.7 * kept.primary.importance[name]
         torch.testing.assert_close(g, 2 * stiff * (p.detach() - start[name]))
@@ -238,14 +244,36 @@ def test_logistic_pull_by_hand(host):
     assert not torch.autograd.grad(at, same.logits)[0].abs().max() > 1e-15
 
 
-def test_softmax_pull_by_hand():
+@pytest.mark.parametrize("key", ["lwf", "wa", "bic"])
+def test_softmax_pull_by_hand(key):
+    """Of BiC's batch the second sample is held out: its weight is 0, that of the others their share."""
     z, teacher, net = told("logits", (3, 5))
-    host = make("lwf", temperature=3.0)
-    loss = knowledge.knowledge_of(host).pull(host, net, Bag(x=None, **ROWS), Bag())
+    host, weight = make(key, temperature=3.0), torch.tensor([0.5, 0.0, 0.5])
+    loss = knowledge.knowledge_of(host).pull(host, net, Bag(x=None, weight=weight, **ROWS), Bag())
     q, p = ((t[:, 2:4] / 3).softmax(-1) for t in (teacher, z))
-    assert float(loss.detach()) == pytest.approx(float(9 * (q * (q / p).log()).sum(-1).mean().detach()))
+    each = {"lwf": 9 * (q * (q / p).log()).sum(-1)}.get(key, -(q * p.log()).sum(-1)).detach()
+    assert float(loss.detach()) == pytest.approx(float(each @ weight.to(each) if key == "bic" else each.mean()))
     (g,) = torch.autograd.grad(loss, z)
-    assert not g[:, [0, 1, 4]].any() and g[:, 2:4].all()
+    trained = weight > 0 if key == "bic" else weight >= 0
+    assert not g[:, [0, 1, 4]].any() and g[trained, 2:4].all() and not g[~trained].any()
+
+
+@pytest.mark.parametrize("host", ["ewc_kfac", "ewc_topk"])
+def test_pull_of_curvature_is_the_quadratic_form_of_the_new_task_alone(host):
+    """Along one weight: half its curvature on the primary, whatever the tasks before left."""
+    learner = learned(flashback(host, **{"host.fisher_samples": None}), digits(), tasks=2, dtype="float64")
+    primary, x, y = first(learner.state.primary), *digits().samples(1)
+    net, rows = Net(learner.module, primary.anchor, {}, training=False), learner.masks(1).rows
+    if host == "ewc_topk":  # its remainder keeps the diagonal exact
+        curvature = fisher.diagonal(net, x.double(), rows, y=y)["head.weight"]
+    else:
+        A, G = fisher.kronecker(net, x.double(), rows, "exact", y)["head"]
+        curvature = G.diagonal()[:, None] * A.diagonal()[None, :-1]
+    for at in curvature.flatten().topk(3).indices.tolist():
+        moved = {k: p.clone() for k, p in primary.anchor.items()}
+        moved["head.weight"].view(-1)[at] += 0.1
+        value = learner.method.kind.pull(learner.method.host, net.replace(moved), Bag(), primary)
+        assert float(value) == pytest.approx(0.5 * 0.01 * float(curvature.flatten()[at]))
 
 
 @pytest.mark.parametrize("task", [1, 4])
@@ -296,6 +324,57 @@ def test_minimum_of_both_springs_lies_between():
         assert inside[stiff[k] > 0].all()
     elsewhere = Net(module, {k: t + 0.1 for k, t in best.items()}, {})
     assert method.penalty(elsewhere, Bag(pulled=True), state) > loss
+
+
+def nodes(loss, name):
+    """How many nodes of this name the graph of a loss has."""
+    seen, left = set(), [loss.grad_fn]
+    while left:
+        node = left.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            left += [parent for parent, _ in node.next_functions]
+    return sum(name in node.name() for node in seen)
+
+
+@pytest.mark.parametrize("host", ["ewc", "mas", "si"])
+def test_both_springs_are_one(host):
+    """Value and gradient of the sum, from a single quadratic."""
+    learner, kept = learned(flashback(host, plasticity=0.7), digits(host), tasks=1, dtype="float64"), []
+    learner.learn(on_step=lambda learner, batch: kept.append(copy.deepcopy(first(learner.state))))
+    method, batch, state = learner.method, Bag(pulled=True), kept[-1]
+    params = {k: p[0].clone().requires_grad_() for k, p in learner.params.items()}
+    net = Net(learner.module, params, {k: b[0] for k, b in learner.buffers.items()})
+    loss = method.penalty(net, batch, state)
+    apart = method.host.penalty(net, batch, state.host) + 0.7 * method.kind.pull(method.host, net, batch, state.primary)
+    assert (nodes(loss, "Quadratic"), nodes(apart, "Quadratic")) == (1, 2)
+    torch.testing.assert_close(loss, apart, rtol=1e-12, atol=0)
+    grads = [torch.autograd.grad(value, list(params.values())) for value in (loss, apart)]
+    for joint, sum_of_both in zip(*grads, strict=True):
+        torch.testing.assert_close(joint, sum_of_both, rtol=1e-12, atol=1e-14)
+
+
+def test_two_springs_by_hand():
+    """Stiff, slack on either side, and slack altogether."""
+    tensor = lambda *values: {"w": torch.tensor(values, dtype=torch.float64)}
+    joint = knowledge.joined(tensor(1, 1, 1, 1), tensor(3, 0, 2, 0), tensor(5, 5, 5, 5), tensor(1, 2, 0, 0))
+    assert torch.equal(joint.anchor["w"], tensor(2, 5, 1, 1)["w"])
+    assert torch.equal(joint.stiffness["w"], tensor(4, 2, 2, 0)["w"])
+    assert float(joint.apart) == 3 / 4 * 16
+
+
+def test_a_derived_distance_is_not_joined():
+    """A class that derives from EWC and measures otherwise keeps its own penalty, with the plastic term beside it."""
+
+    class Wide(EWC, registered=False):
+        def distance(self, net, state):
+            return 3 * super().distance(net, state)
+
+    parts = Bag(anchor=Bag(w=torch.zeros(2)), importance=Bag(w=torch.ones(2)))
+    state = Bag(anchor=Bag(w=torch.ones(2)), stiffness=Bag(w=torch.ones(2)))
+    kind = knowledge.knowledge_of(Wide())
+    assert kind.prepared(Wide(), state, parts, 1.0) is parts
+    assert "joined" in kind.prepared(EWC(), state, parts, 1.0)
 
 
 @EACH
@@ -371,7 +450,7 @@ def test_importance_of_the_primary_model():
         net = Net(learner.module, primary.anchor, {}, training=False)
         rows = learner.masks(1).rows
         if host == "ewc":
-            want = cl_lib.curvature.fisher.diagonal(net, x, rows, kind="exact", y=y)
+            want = fisher.diagonal(net, x, rows, kind="exact", y=y)
         else:
             from cl_lib.methods.mas import importance
 

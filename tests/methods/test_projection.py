@@ -179,6 +179,25 @@ def test_gem_ring_holds_no_sample_twice():
     assert n == len(learner.stream.indices(0, 0)) == len(learner.state.old.x[0, 0, :n].flatten(1).unique(dim=0))
 
 
+@pytest.mark.parametrize("steps, batch_size, memory, held", [(7, 8, 3000, 40), (5, 64, 90, 30), (2, 8, 90, 16)])
+def test_gem_memory_holds_no_sample_twice_where_steps_are_counted(steps, batch_size, memory, held):
+    """An epoch drawn for whole batches leaves samples out, and one batch may hold a small task more than once."""
+    how = {k: v for k, v in QUICK.items() if k != "epochs"} | {"steps": steps, "batch_size": batch_size}
+    learner, offered = Learner("gem", rotated(), memory=memory, **how), []
+    learner.learn(on_step=lambda learner, batch: offered.extend(batch.index[0].tolist()))
+    last = list(dict.fromkeys(reversed(offered)))[: memory // 3]
+    assert int(learner.state.held[0, 0]) == len(last) == held
+    rank = lambda images: sorted(map(tuple, images.flatten(1).tolist()))
+    stored = learner.state.old.x[0, 0, :held]
+    assert rank(stored) == rank(learner.sample(0, 0, torch.tensor(last)).x)
+    assert not learner.state.old.x[0, 0, held:].any()
+
+
+def test_gem_dual_is_a_constant():
+    Q, c = torch.eye(3, dtype=torch.double).requires_grad_(), -torch.ones(3, dtype=torch.double)
+    assert not gem._Nonnegative.apply(Q, c).requires_grad
+
+
 def test_gem_steps_raise_no_memory_loss():
     """To first order: for small steps of plain SGD what is left falls with the square of the learning rate."""
     source, how = rotated(per_class=20), DOUBLE | {"hidden": (32,)}

@@ -19,9 +19,10 @@ from cl_lib.methods.er import ER
 from cl_lib.methods.mir import most_interfered
 from cl_lib.nets.networks import resnet18
 from cl_lib.replay import buffers
+from cl_lib.replay.rehearsal import herded
 from cl_lib.seeds import Bag, Draws
 
-from helpers import QUICK, batches, close, draws, rng, same, stream
+from helpers import QUICK, batches, close, draws, mlp, net_of, random, rng, same, stream
 
 pytestmark = pytest.mark.filterwarnings("ignore::cl_lib.PoorPairing")
 FAST = QUICK | {"lr": 0.05}
@@ -79,6 +80,18 @@ def test_herded_buffer_keeps_prefixes_of_the_herding_at_the_end_of_each_classes_
         held = buffer.y[0, : int(buffer.seen[0])]
         for c, best in full.items():
             torch.testing.assert_close(buffer.x[0, : len(held)][held == c], best[:quota])
+
+
+def test_herded_rows_are_those_of_each_class_by_itself():
+    """Of three classes of unequal size, in turn: the places that a class can have, herded on normalised features."""
+    net, y = net_of(mlp), torch.tensor([2, 0, 2, 1, 0, 0, 2, 1, 2, 2, 0, 2])
+    x, wanted = random(12, 4), []
+    phi = F.normalize(net.features(x).detach(), dim=1)
+    for c in range(3):
+        own = (y == c).nonzero().flatten()
+        wanted += own[brute_force_herding(phi[own], 3)].tolist()
+    assert herded(net, x, y, 9).tolist() == herded(net, x, y, 11).tolist() == wanted
+    assert len(herded(net, x, y, 2)) == 3, "each class has one at least"
 
 
 def test_a_buffer_smaller_than_a_batch_is_warned_about():
@@ -277,6 +290,21 @@ def test_mir_looks_ahead_without_a_trace():
     learner.learn(), learner.learn()
     name = next(k for k in learner.buffers if k.endswith("num_batches_tracked"))
     assert learner.buffers[name].item() == 4 + 3
+
+
+def test_mir_replays_the_only_sample_that_the_buffer_offers():
+    learner = Learner("mir", stream(), memory=8, current=False, **QUICK)
+    learner.learn()
+    buffer = learner.state.buffer
+    buffer.task.fill_(1)
+    buffer.task[0, 3] = 0
+    only = learner.seen(Bag({k: t[:, 3:4] for k, t in buffer.items() if k != "seen"}), (0,))[0]
+    y, (first, before) = buffer.y[0, 3:4].clone(), batches(learner)[0]
+    net = learner.net().replace(before.params, before.buffers)
+    loss = learner.method.penalty(net, first, learner.state)
+    rows = first.replay.rows[0] if "rows" in first.replay else first.seen
+    wanted = F.cross_entropy(net(only).masked_fill(~rows, -1e9), y)
+    torch.testing.assert_close(loss, learner.method.strength * wanted)
 
 
 def test_mir_refuses_too_few_candidates():

@@ -52,8 +52,8 @@ class Flashback(Wrapper):
     Raises InputError for a host without known plasticity knowledge, and for a budget that cannot be divided.
 
     Cost: phases 1 and 2 together are the host's epochs; each step of phase 2 has one more forward pass of the primary
-    model (of parameters: a quadratic); memory: one network (of parameters: two vectors), while a task is trained a
-    copy of network and state; constant in the tasks.
+    model (of parameters: nothing, as both springs are one); memory: one network (of parameters: four vectors), while a
+    task is trained a copy of network and state; constant in the tasks.
     """
 
     host: Method | str = "ewc"
@@ -175,7 +175,8 @@ class Flashback(Wrapper):
 
     def collect(self, net, task, state) -> Bag:
         """The plasticity knowledge of one seed."""
-        return self.kind.collect(self.host, net, task, part(state))
+        primary = self.kind.collect(self.host, net, task, part(state))
+        return self.kind.prepared(self.host, part(state), primary, self.plasticity)
 
     # --- the loss ----------------------------------------------------------------------------------------
 
@@ -191,10 +192,9 @@ class Flashback(Wrapper):
         return binary_cross_entropy(logits, F.one_hot(batch.y, logits.shape[-1]).to(logits.dtype), batch.present)
 
     def penalty(self, net, batch, state):
-        loss = super().penalty(net, batch, state)
         if "pulled" not in batch:
-            return loss
-        return loss + self.plasticity * self.kind.pull(self.host, net, batch, state.primary)
+            return super().penalty(net, batch, state)
+        return self.kind.both(self.host, net, batch, part(state), state.primary, self.plasticity)
 
     def grow(self, state, growth):
         """The primary model is of no use after its task."""
