@@ -39,7 +39,7 @@ COMMANDS = {
 }
 ELSEWHERE = {  # what they need is imported only where they are called
     "notebook": "cl_lib.report.notebooks",
-    "study": "cl_lib.studies.grids",
+    "study": "cl_lib.studies.command",
     "doctor": "cl_lib.training.doctor",
 }
 EXAMPLES = {
