@@ -212,12 +212,18 @@ def searched(name: str, store: Store, cell: Cell, how: dict, on: Machine) -> tup
 
 def search_ranges(store: Store, cell: Cell, how: dict, on: Machine) -> dict:
     """The best values of a cell's ranges, of the trials that are in the store and those that are still due."""
-    journal = f"{store.label(cell)}.trials"
+    journal = store.journal(cell)
     store.files.fetch(journal)
-    held_out = lambda settings, told: cell.held_out(settings, how, on, told)
+    held_out = lambda settings, told: cell.held_out(_rounded(settings), how, on, told)
     place, after = str(store.files.workshop / journal), lambda: store.files.keep(journal)
     name = name_of(cell.settings)
-    return search.optimise(held_out, cell.ranges, how["trials"], place, name, "maximize", prune=True, after=after)
+    best = search.optimise(held_out, cell.ranges, how["trials"], place, name, "maximize", prune=True, after=after)
+    return _rounded(best)
+
+
+def _rounded(settings: dict) -> dict:
+    """Settings to three digits, which are run as they are told."""
+    return {name: float(f"{value:.3g}") if type(value) is float else value for name, value in settings.items()}
 
 
 def measured(name: str, store: Store, cell: Cell, chosen: dict, seeds: tuple[int, ...], on: Machine):

@@ -46,6 +46,11 @@ class Store:
         which = "search" if seed is None else f"seed{seed}"
         return f"{cell.label}-{which}-{hashlib.sha256(name.encode()).hexdigest()[:12]}"
 
+    @classmethod
+    def journal(cls, cell: Cell) -> str:
+        """The file of a cell's trials."""
+        return f"{cls.label(cell)}.trials"
+
     def rows(self) -> dict[str, dict]:
         """Every row by the name of its run and seed: those of the table, and those that runs have left since."""
         found = self._tabled()
