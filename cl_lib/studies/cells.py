@@ -154,7 +154,9 @@ class MethodCell:
 def _measured(result: Result, seed: int) -> dict:
     row = result.metrics().loc[seed]
     found = {name: round(float(row[name]), 5) for name in MEASURED}
-    found |= {"seconds": round(result.seconds["train"] / len(result.seeds), 2), "code": result.config["code"]}
+    share = lambda seconds: round(seconds / len(result.seeds), 2)
+    found |= {"seconds": share(result.seconds["train"]), "total_seconds": share(sum(result.seconds.values()))}
+    found["code"] = result.config["code"]
     file = file_name(result.method, result.config, result.seeds)
     return found | {"stored_bytes": result.stored_bytes["total"], "file": f"{file}.safetensors"}
 

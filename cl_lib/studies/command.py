@@ -3,10 +3,13 @@
 from cl_lib.bounds import read as read_word
 from cl_lib.errors import InputError
 from cl_lib.studies.backends import NAMES, Backend
-from cl_lib.studies.cells import Study, studies, study
+from cl_lib.studies.cells import Machine, Study, studies, study
+from cl_lib.studies.plan import plan, shown, watch
 from cl_lib.studies.runner import Part, RunsFailed, run_study
 from cl_lib.studies.store import Store
 from cl_lib.studies.table import export
+
+EVERY = 5.0  # seconds between looks at a running study
 
 
 def add_arguments(parser) -> None:
@@ -22,6 +25,8 @@ def add_arguments(parser) -> None:
     what = parser.add_argument_group("instead of running").add_mutually_exclusive_group()
     what.add_argument("--list", action="store_true", help="print the studies and how many runs each has")
     what.add_argument("--check", action="store_true", help="say whether all of them can be meant")
+    what.add_argument("--plan", action="store_true", help="say what is to be run, how long it takes, how much memory")
+    what.add_argument("--watch", action="store_true", help="show how a running study stands, from its files alone")
     what.add_argument("--collect", action="store_true", help="make the table anew, after the jobs of an array")
     parser.add_argument("--table", metavar="FILE", help="with --collect: the table also as .csv or .parquet")
 
@@ -45,6 +50,12 @@ def command(arguments) -> int:
         print(f"{one.name}: {len(one.cells)} runs of {one.seeds} seeds. {one.about}".rstrip(), flush=True)
         if arguments.check:
             one.check()
+        elif arguments.plan:
+            one.check()
+            table, told = plan(one, Store(one, arguments.out), Machine(arguments.device, arguments.data))
+            print(f"{shown(table)}\n{told}", flush=True)
+        elif arguments.watch:
+            watch(one, Store(one, arguments.out), EVERY, lambda text: print(text, flush=True))
         elif arguments.collect:
             _collect(one, arguments)
         elif not arguments.list:

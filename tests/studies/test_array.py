@@ -1,9 +1,7 @@
 """A study in parts: the jobs of a Slurm array do together what one process would, and a last one makes the table."""
 
 import os
-import stat
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -19,18 +17,25 @@ STUDIES = """
 common: {dataset: digits, per_class: 4, epochs: 1, hidden: [8], tasks: 2}
 studies: {small: {seeds: 2, vary: {lr: [0.01, 0.02]}, methods: [{method: finetune}]}}
 """
-SBATCH = """#!{python}
-import os, subprocess, sys
-words = sys.argv[1:]
-print(" ".join(words), file=open("asked", "a"))
-options = [word for word in words if word.startswith("--") and words.index(word) < words.index({script!r})]
-env = os.environ | {{"SLURM_JOB_ID": "7"}}
-array = [word.partition("=1-")[2] for word in options if word.startswith("--array")]
-for job in range(1, int(array[0]) + 1) if array else [None]:
-    own = {{}} if job is None else {{"SLURM_ARRAY_TASK_ID": str(job), "SLURM_ARRAY_TASK_COUNT": array[0]}}
-    status = subprocess.run(words[words.index({script!r}):], env=env | own, stdout=subprocess.DEVNULL).returncode
-    assert status == 0, (job, status)
-print("7;cluster" if "--parsable" in words else "Submitted batch job 8")
+SBATCH = r"""#!/bin/bash
+echo "$@" >> asked
+jobs=0
+for word in "$@"; do [[ $word == --array=1-* ]] && jobs=${word#*-*-*-}; done
+while [[ $1 == --* || $1 == 1:00 ]]; do shift; done  # its own options, then the script and the script's words
+export SLURM_JOB_ID=7
+if [ "$jobs" -gt 0 ]; then
+    for job in $(seq "$jobs"); do
+        SLURM_ARRAY_TASK_ID=$job SLURM_ARRAY_TASK_COUNT=$jobs "$@"
+    done
+    echo "7;cluster"
+else
+    "$@"
+    echo "Submitted batch job 8"
+fi
+"""
+PYTHON = r"""#!/bin/bash
+printf '%s\t' "$@" >> called
+echo >> called
 """
 
 
@@ -60,22 +65,27 @@ def test_a_part_that_is_none_is_refused(file, part, tmp_path, capsys):
 
 
 def test_the_job_script_by_a_stand_in_for_sbatch(file, tmp_path):
-    stand_in = tmp_path / "bin" / "sbatch"
-    stand_in.parent.mkdir()
-    stand_in.write_text(SBATCH.format(python=sys.executable, script=str(SCRIPT)))
-    (stand_in.parent / "python").write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
-    for program in stand_in.parent.iterdir():
-        program.chmod(program.stat().st_mode | stat.S_IXUSR)
-    env = os.environ | {"PATH": f"{stand_in.parent}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
-    env |= {"SBATCH_ARGS": "--time 1:00"}
+    """What it submits, and what its jobs call, which is then called here."""
+    (tmp_path / "bin").mkdir()
+    for name, text in (("sbatch", SBATCH), ("python", PYTHON)):
+        (tmp_path / "bin" / name).write_text(text)
+        (tmp_path / "bin" / name).chmod(0o755)
+    env = {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "SBATCH_ARGS": "--time 1:00"}
     call = [str(SCRIPT), "3", str(file), "small", "--out", str(tmp_path / "out")]
     done = subprocess.run(call, cwd=tmp_path, env=env, capture_output=True, text=True)
-    assert done.returncode == 0 and "Submitted batch job 8" in done.stdout, done.stderr
+    assert done.returncode == 0 and done.stdout == "Submitted batch job 8\n", done.stderr
     asked = (tmp_path / "asked").read_text().splitlines()
     assert asked[0].startswith(f"--parsable --array=1-3 --time 1:00 {SCRIPT} {file}")
     assert asked[1].startswith(f"--dependency=afterany:7 --time 1:00 {SCRIPT} {file}")
+    calls = [line.strip().split("\t") for line in (tmp_path / "called").read_text().splitlines()]
+    own = ["-m", "cl_lib", "study", *call[2:]]
+    assert calls == [[*own, "--check"], *([*own, "--cell", f"{i}/3"] for i in (1, 2, 3)), [*own, "--collect"]]
+    assert [main(words[2:]) for words in calls] == [0] * 5
     whole = run_study(file, "small", tmp_path / "whole", report=str)
     assert rows(tmp_path / "out" / "some-small.json") == rows(whole)
-    for wrong in ([], ["0", str(file)], ["few", str(file)]):
-        done = subprocess.run([str(SCRIPT), *wrong], env=env, capture_output=True, text=True)
-        assert done.returncode == 2 and "usage:" in done.stderr
+
+
+@pytest.mark.parametrize("wrong", [[], ["0", "some.yaml"], ["few", "some.yaml"], ["3"]])
+def test_the_job_script_says_how_it_is_used(wrong):
+    done = subprocess.run([str(SCRIPT), *wrong], capture_output=True, text=True)
+    assert done.returncode == 2 and "usage:" in done.stderr
