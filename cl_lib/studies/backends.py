@@ -1,4 +1,4 @@
-"""Where runs are computed: processes of this machine (joblib's loky), or the workers of a Ray or a Dask cluster.
+"""Where runs are computed: processes of this machine (joblib's loky), or the workers of a Dask or a Ray cluster.
 
 Workers find the work themselves in the store, and write there what they found, so that nothing is lost with one that
 dies: what it had begun is given out again.
@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 
 from cl_lib.errors import InputError, suggest
 from cl_lib.extras import missing
-from cl_lib.training.runs import follow
+from cl_lib.training.runs import processes
 
 NAMES = ("loky", "ray", "dask")
 LOST = {  # what a backend raises where a worker died, by class names
@@ -61,38 +61,40 @@ class Backend:
 
         Raises ``WorkerDied`` where a worker did, after which what has not come back may have been begun or not.
         """
-        share = self.gpus if self.name == "loky" else None
-        calls = (joblib.delayed(_call)(function, task, share) for task in tasks)
-        with contextlib.ExitStack() as opened:
-            settings = getattr(self, f"_{self.name}")(opened)
-            try:
-                yield from joblib.Parallel(n_jobs=self.jobs, return_as="generator_unordered", **settings)(calls)
-            except Exception as error:
-                if type(error).__name__ in LOST:
-                    raise WorkerDied(f"{type(error).__name__}: {str(error).partition(chr(10))[0]}") from error
-                raise
+        try:
+            yield from getattr(self, f"_by_{self.name}")(function, tasks)
+        except Exception as error:
+            if type(error).__name__ in LOST:
+                raise WorkerDied(f"{type(error).__name__}: {str(error).partition(chr(10))[0]}") from error
+            raise
 
-    def _loky(self, opened: contextlib.ExitStack) -> dict:
-        return {"initializer": follow, "initargs": (os.getpid(),)}
+    def _by_loky(self, function: Callable, tasks: Iterable[tuple]) -> Iterator:
+        calls = (joblib.delayed(_on_gpu)(function, task, self.gpus) for task in tasks)
+        yield from processes(self.jobs, return_as="generator_unordered")(calls)
 
-    def _ray(self, opened: contextlib.ExitStack) -> dict:
-        ray, backend = _needed("ray", "--backend ray"), _needed("ray.util.joblib", "--backend ray")
-        if not ray.is_initialized():
-            ray.init(self.address, log_to_driver=False, configure_logging=False)
-            opened.callback(ray.shutdown)
-        backend.register_ray()
-        more = {"ray_remote_args": {"num_gpus": self.gpus}} if self.gpus else {}
-        opened.enter_context(joblib.parallel_config("ray", n_jobs=self.jobs, **more))
-        return {}
-
-    def _dask(self, opened: contextlib.ExitStack) -> dict:
+    def _by_dask(self, function: Callable, tasks: Iterable[tuple]) -> Iterator:
         distributed = _needed("distributed", "--backend dask")
         here = {"n_workers": self.jobs, "threads_per_worker": 1, "dashboard_address": None}
-        client = distributed.Client(self.address) if self.address else distributed.Client(**here)
-        opened.enter_context(client)
         more = {"resources": {"GPU": self.gpus}} if self.gpus else {}
-        opened.enter_context(joblib.parallel_config("dask", n_jobs=self.jobs, **more))
-        return {}
+        with (
+            distributed.Client(self.address) if self.address else distributed.Client(**here),
+            joblib.parallel_config("dask", **more),
+        ):
+            yield from joblib.Parallel(return_as="generator_unordered")(joblib.delayed(function)(*t) for t in tasks)
+
+    def _by_ray(self, function: Callable, tasks: Iterable[tuple]) -> Iterator:
+        """Ray's own tasks: its backend of joblib's tells nothing before all have ended, and waits for dead workers."""
+        ray = _needed("ray", "--backend ray")
+        here = {} if self.address else {"num_cpus": self.jobs, "include_dashboard": False}
+        ray.init(self.address or "local", log_to_driver=False, configure_logging=False, **here)
+        try:
+            call = ray.remote(num_cpus=1, num_gpus=self.gpus or 0, max_retries=DEATHS)(function)
+            waiting = [call.remote(*task) for task in tasks]
+            while waiting:
+                ready, waiting = ray.wait(waiting)
+                yield ray.get(ready[0])
+        finally:
+            ray.shutdown()
 
 
 class WorkerDied(RuntimeError):
@@ -106,7 +108,7 @@ def _needed(module: str, what: str):
         raise missing(error, f"`{what}`") or error from None
 
 
-def _call(function: Callable, task: tuple, share: float | None):
+def _on_gpu(function: Callable, task: tuple, share: float | None):
     if share is not None and torch.cuda.is_available():
         torch.cuda.set_device(_gpu(share, torch.cuda.device_count()))
     return function(*task)
