@@ -9,6 +9,7 @@ from cl_lib.report.claims import claim, collect
 from cl_lib.results.result import Result
 from cl_lib.results.tracker import Tracker
 from cl_lib.seeds import Bag
+from cl_lib.studies.best import best
 from cl_lib.training.callbacks import Callback
 from cl_lib.training.learner import Learner
 from cl_lib.training.options import Options
@@ -27,6 +28,7 @@ __all__ = [
     "Result",
     "Stream",
     "Tracker",
+    "best",
     "claim",
     "collect",
     "from_datasets",

@@ -35,11 +35,13 @@ COMMANDS = {
     "compare": "the same for several methods, in one table",
     "notebook": "run a chapter with your own parameters",
     "study": "run the experiments that a file describes",
+    "tune": "search a method's settings on held-out images, for run --best",
     "doctor": "check what this machine computes on, and that the fast way gives the plain one's numbers",
 }
 ELSEWHERE = {  # what they need is imported only where they are called
     "notebook": "cl_lib.report.notebooks",
-    "study": "cl_lib.studies.grids",
+    "study": "cl_lib.studies.command",
+    "tune": "cl_lib.studies.tuning",
     "doctor": "cl_lib.training.doctor",
 }
 EXAMPLES = {
@@ -48,6 +50,7 @@ EXAMPLES = {
     "compare": "compare finetune er joint --seeds 5 --jobs 2 | compare er memory=50 er memory=500 er memory=500 lr=0.1",
     "notebook": "notebook notebooks/02_deriving_forgetting.ipynb -p seeds 5",
     "study": "study notebooks/experiments/recl.yaml hosts --seeds 1",
+    "tune": "tune ewc --dataset digits --scenario domain --trials 12 | tune er memory=50 epochs=3 --trials 20",
     "doctor": "doctor | doctor --device cuda:1",
 }
 FIGURES = (".png", ".svg", ".pdf")
@@ -125,6 +128,8 @@ def _add_run_options(command: argparse.ArgumentParser, kind: str) -> None:
         metavar="NAME=VALUE",
         help="parameters of all methods that have them; of one of several: ewc.strength=300",
     )
+
+    how.add_argument("--best", action="store_true", help="the best settings that `tune` found, where none are given")
 
     where = command.add_argument_group("where and how")
     for option in signatures.options(Execution).values():
@@ -254,7 +259,8 @@ def execute(args) -> None:
     how = {"out": "results"} | given(args, signatures.options(Execution))
     Execution(**how)
     seeds, training = check_seeds(bounds.read(args.seeds)), given(args, signatures.options(Options))
-    made = [separate(method, training | settings) for method, settings in asked]
+    found = [best_of(method, args) if args.best else {} for method, _ in asked]
+    made = [separate(m, best | training | settings) for (m, settings), best in zip(asked, found, strict=True)]
     names = labels(asked, [method.key for method, _ in made])
     if args.figure:
         check_figure(Path(args.figure))
@@ -273,6 +279,21 @@ def execute(args) -> None:
     print(f"\n{table(results)}\n\n{caption(results)}\nsaved in {how['out']}")
     if args.figure:
         draw(results, args.figure)
+
+
+def best_of(method: str, args) -> dict:
+    """The best settings known of a method on the stream that was asked for, which is said."""
+    from cl_lib.studies import best
+
+    if is_named(args.stream) or is_named(getattr(args, "dataset", "")):
+        raise InputError("--best knows the library's own streams and data sets: give the settings of yours.")
+    usual = kinds.options_of(args.stream)["scenario"].default
+    stream, scenario = f"{args.stream}-{getattr(args, 'dataset', 'digits')}", getattr(args, "scenario", usual)
+    entry, place = best.entry_of(method, stream, scenario)
+    found = best.settings_of(entry)
+    told = " ".join(f"{name}={value}" for name, value in found.items())
+    print(f"best settings of {method}: {told}, {entry['trials']} trials, held out {entry['score']:.3f} ({place})")
+    return found
 
 
 def table(results: dict[str, Result]) -> str:

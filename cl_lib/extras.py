@@ -10,6 +10,10 @@ EXTRAS = {
     "yaml": ("PyYAML", "studies"),
     "optuna": ("optuna", "studies"),
     "torchmetrics": ("torchmetrics", "studies"),
+    "pyarrow": ("pyarrow", "parquet"),
+    "ray": ("ray", "ray"),
+    "distributed": ("dask[distributed]", "dask"),
+    "s3fs": ("s3fs", "s3"),
 }
 
 

@@ -97,7 +97,15 @@ def _unusable(place, error) -> InputError:
 
 
 def optimise(
-    objective, ranges: dict, trials: int, place: str | None, name: str, direction: str, draws: str | None = None
+    objective,
+    ranges: dict,
+    trials: int,
+    place: str | None,
+    name: str,
+    direction: str,
+    draws: str | None = None,
+    prune: bool = False,
+    after=lambda: None,
 ) -> dict:
     """The best of ``trials`` settings by ``objective(settings) -> number``, within ``ranges`` by name.
 
@@ -110,6 +118,10 @@ def optimise(
         place: where the study is kept, see :func:`study_of`.
         direction: ``"minimize"`` or ``"maximize"``.
         draws: what the random numbers go by, where that is not the study's name.
+        prune: give up hopeless trials. The objective is then called as ``objective(settings, told)``, says how it
+            stands by ``told(stage, value)``, and is left there where it is worse than the median of the trials that
+            finished: such a trial counts, and never wins. The first third of the trials is never given up.
+        after: called after each trial.
 
     Raises InputError if no trial gave a finite value.
     """
@@ -118,23 +130,40 @@ def optimise(
     counted = (states.COMPLETE, states.PRUNED)
 
     def trial_value(trial):
-        value = objective({key: drawn(trial, key, span) for key, span in ranges.items()})
+        def told(stage, value):
+            trial.report(value, stage)
+            if trial.should_prune():
+                raise optuna.TrialPruned
+
+        value = objective({key: drawn(trial, key, span) for key, span in ranges.items()}, *[told] * prune)
         if not math.isfinite(value):
             raise optuna.TrialPruned
         return value
 
+    warm = max(1, trials // 3)
+    study.pruner = optuna.pruners.MedianPruner(n_startup_trials=warm) if prune else optuna.pruners.NopPruner()
     with contextlib.nullcontext() if place is None else claimed(_claim_of(place, name), wait=True):
         for trial in study.get_trials(deepcopy=False, states=(states.RUNNING,)):
             study.tell(trial.number, state=states.FAIL)  # nobody else searches: whose it was, was killed
         while (done := len(study.get_trials(deepcopy=False, states=counted))) < trials:
             seed = int.from_bytes(hashlib.sha256(f"{draws or name}:{done}".encode()).digest()[:4], "little")
-            study.sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=max(1, trials // 3))
+            study.sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=warm)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # Optuna's own, of features it calls experimental
                 study.optimize(trial_value, n_trials=1)
+            after()
     if not study.get_trials(deepcopy=False, states=counted[:1]):
         raise InputError(f"None of {trials} trials of {name} gave a finite value: raise trials, or narrow the ranges.")
     return dict(study.best_params)
+
+
+def record(place: str | None, name: str, direction: str) -> dict[str, float | int]:
+    """What a search came to: ``score``, its best value, ``trials``, how many counted, and ``pruned``, how many of
+    these were given up or diverged."""
+    optuna, study = _optuna(), study_of(place, name, direction)
+    pruned = len(study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.PRUNED,)))
+    complete = len(study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,)))
+    return {"score": study.best_value, "trials": complete + pruned, "pruned": pruned}
 
 
 def _claim_of(place: str, name: str) -> Path:

@@ -2,12 +2,13 @@
 
 ``make faults`` tries it at random, the same for the same --seed, as much as --minutes hold, and tells every fault:
 
-kills: runs of any method by any engine (one process, several, stacked seeds, a study, a search) are killed, terminated
-or interrupted at random moments, started again, and end with the numbers of an undisturbed run; no worker and no
-half-written file is left. disk: what is written ends after a random number of bytes, which gets a sentence, and the
-next start gives the same numbers. bits: one bit of a result or a checkpoint is flipped, which is noticed. signatures:
-public functions, classes and the parameters of every method are given what their types allow and what they do not: a
-call works, warns or raises InputError (a run may diverge), never another exception.
+kills: runs of any method by any engine (one process, several, stacked seeds, a study alone or spread over processes, a
+search, a study of notebooks) are killed, terminated or interrupted at random moments, started again, and end with the
+numbers of an undisturbed run; no worker and no half-written file is left. disk: what is written ends after a random
+number of bytes, which gets a sentence, and the next start gives the same numbers. bits: one bit of a result or a
+checkpoint is flipped, which is noticed. signatures: public functions, classes and the parameters of every method are
+given what their types allow and what they do not: a call works, warns or raises InputError (a run may diverge), never
+another exception.
 
     python tests/faults.py --minutes 60 --out data/results/faults.json
 """
@@ -29,6 +30,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import nbformat
 import numpy as np
 import torch
 from hypothesis import HealthCheck, Phase, given, seed, settings
@@ -47,7 +49,8 @@ SHARES = {"kills": 0.45, "disk": 0.1, "bits": 0.1, "signatures": 0.35}  # of the
 SIGNALS = [signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT]
 BRIEF = {"recl": ["samples=20", "iterations=10"], "gdumb": ["passes=2"], "lucir": ["balanced_epochs=1"]}
 SMALL = ["--per-class", "8", "--epochs", "2", "--hidden", "16", "--batch-size", "8", "--lr", "0.02", "--no-progress"]
-ENGINES = {"alone": [], "stacked": ["--seeds-at-once", "2"], "jobs": ["--jobs", "2"], "study": None, "search": None}
+ENGINES = {"alone": [], "stacked": ["--seeds-at-once", "2"], "jobs": ["--jobs", "2"]}  # of one run
+STUDIES = {"study": [], "search": [], "spread": ["--jobs", "2"], "notebook": []}
 MOST = 8 * 2**30  # bytes that a call may ask for
 PATIENCE = 8  # seconds after which a call that is legal and long counts as working
 
@@ -112,14 +115,17 @@ class Work:
         own = BRIEF.get(method, [])
         self.name, self.folder, self.engine = f"{engine} {method}", folder, engine
         self.words = ["run", method, *own, *SMALL, "--scenario", scenario, "--seeds", "2"]
-        self.words += ENGINES[engine] or []
-        if ENGINES[engine] is None:
+        self.words += ENGINES.get(engine, [])
+        if engine in STUDIES:
             cell = {"method": method, "dataset": "digits", "scenario": scenario, "per_class": 8, "epochs": 2}
             cell |= {"hidden": [16], "batch_size": 8, "lr": {"log": [0.01, 0.1]} if engine == "search" else 0.02}
             cell |= {name: int(value) for name, _, value in (word.partition("=") for word in own)}
             about = {"seeds": 2, "methods": [cell], "search": {"trials": 3, "validation": 0.2}}
+            if engine == "notebook":
+                notebook(folder / "own.ipynb")
+                about = {"seeds": 2, "notebooks": [{"notebook": "own"}]}
             (folder / "own.yaml").write_text(json.dumps({"studies": {"some": about}}))
-            self.words = ["study", str(folder / "own.yaml"), "some"]
+            self.words = ["study", str(folder / "own.yaml"), "some", *STUDIES[engine]]
 
     def start(self, out: str, limits=lambda: None) -> int:
         words = [*self.words, "--out", str(self.folder / out)]
@@ -132,13 +138,13 @@ class Work:
     def numbers(self, out: str) -> dict:
         """All that was measured, to the bit."""
         found, place = {}, self.folder / out
-        for path in place.glob("*.safetensors"):
+        for path in place.rglob("*.safetensors"):
             result = Result.load(path)
             arrays = {"R": result.R, "losses": result.losses, **{k: t.numpy() for k, t in result.weights.items()}}
             found |= {f"{path.name} {name}": array.tobytes() for name, array in arrays.items()}
         for path in place.glob("*.json"):
             rows = json.loads(path.read_text())["rows"]
-            bare = [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
+            bare = [{k: v for k, v in row.items() if not k.endswith("seconds")} for row in rows]
             found[path.name] = json.dumps(sorted(bare, key=lambda row: row["seed"]))
         if not found:
             raise Told("left no result")
@@ -147,12 +153,22 @@ class Work:
     def compare(self) -> None:
         if self.numbers("disturbed") != self.numbers("quiet"):
             raise Told("ended with other numbers than an undisturbed run")
-        if left := [path.name for path in (self.folder / "disturbed").iterdir() if path.suffix == ".part"]:
+        if left := [path.name for path in (self.folder / "disturbed").rglob("*.part")]:
             raise Told(f"left {left[0]}")
 
 
+def notebook(path: Path) -> None:
+    """A notebook that takes a moment and says of its seed whether it is small."""
+    sources = ["seed = 0", "import time\n\ntime.sleep(0.2)",
+               f"import sys\n\nsys.path.insert(0, {str(Path(cl_lib.__file__).parents[1])!r})\n"
+               "from cl_lib.report.claims import claim\n\n_ = claim('it is small', seed < 1)"]  # fmt: skip
+    made = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in sources])
+    made.cells[0].metadata["tags"] = ["parameters"]
+    nbformat.write(made, path)
+
+
 @contextlib.contextmanager
-def work(chance: random.Random, engines=tuple(ENGINES)) -> Iterator[Work]:
+def work(chance: random.Random, engines=(*ENGINES, *STUDIES)) -> Iterator[Work]:
     """Something to run, which has run undisturbed once."""
     with tempfile.TemporaryDirectory() as folder:
         methods = [key for key, cls in registry().items() if cls.__module__.startswith("cl_lib.") and key != "eidetic"]
@@ -169,9 +185,9 @@ def work(chance: random.Random, engines=tuple(ENGINES)) -> Iterator[Work]:
             raise Told(f"{some.name}: {fault}") from None
 
 
-def kills(chance: random.Random) -> str:
+def kills(chance: random.Random, engines=(*ENGINES, *STUDIES)) -> str:
     """A run is stopped up to three times, goes on, and ends as if nothing had been."""
-    with work(chance) as some:
+    with work(chance, engines) as some:
         for _ in range(chance.randint(1, 3)):
             child = some.start("disturbed")
             time.sleep(chance.uniform(0, some.seconds))

@@ -256,7 +256,7 @@ def test_every_option_is_on_the_command_line_and_nothing_else(capsys):
     text = capsys.readouterr().out
     defined = {f.name for f in fields(cl_lib.Options)} | set(signatures.options(Execution)) | set(kinds.all_options())
     told = {name.replace("-", "_") for name in re.findall(r"^  (?:-\w, )?--([\w-]+)", text, re.MULTILINE)}
-    assert told == defined | {"dataset", "stream", "data", "seeds", "set", "figure", "help", "traceback"}
+    assert told == defined | {"dataset", "stream", "data", "seeds", "set", "best", "figure", "help", "traceback"}
     for about in (
         "learning rate (a number from 0 up; default: 0.01)",
         "split, permuted, rotated: number of tasks",

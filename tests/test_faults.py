@@ -1,6 +1,7 @@
 """A sample of what `make faults` tries for an hour."""
 
 import json
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -22,6 +23,13 @@ def test_a_sample_of_faults(what, tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     report = json.loads(out.read_text("utf-8"))[what]
     assert sum(report["counts"].values()) > 0 and report["faults"] == []
+
+
+def test_a_study_that_is_killed_ends_as_if_nothing_had_been(monkeypatch):
+    """One of many: the method is a quick one, the moment of the kill is drawn."""
+    quick = {key: cls for key, cls in faults.registry().items() if key in ("finetune", "er", "ewc", "slda")}
+    monkeypatch.setattr(faults, "registry", lambda: quick)
+    assert faults.kills(random.Random(2), ("study",)) == "study"
 
 
 def test_a_fault_is_told(monkeypatch):

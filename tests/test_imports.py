@@ -8,7 +8,7 @@ import pytest
 import cl_lib
 
 HOUSE = Path(cl_lib.__file__).parent
-GROUND = ["errors", "files", "search", "seeds", "identity", "bounds", "naming", "signatures", "_torchvision"]
+GROUND = ["errors", "files", "search", "seeds", "identity", "bounds", "naming", "signatures", "extras", "_torchvision"]
 #: each room, and what it may look into besides itself and the ground
 MAY = {
     "data": [],
@@ -18,9 +18,9 @@ MAY = {
     "methods": ["nets", "curvature", "replay"],
     "results": ["nets", "methods"],
     "training": ["data", "nets", "methods", "results"],
-    "studies": ["data", "methods", "results", "training"],
     "report": ["results"],
     "testing": ["data", "nets", "methods", "results", "training"],
+    "studies": ["data", "methods", "results", "training", "report"],
 }
 FILES = sorted(HOUSE.rglob("*.py"))
 

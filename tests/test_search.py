@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from cl_lib.search import optimise, study_of
+from cl_lib.search import optimise, record, study_of
 
 RANGES = {"rate": {"log": (1e-4, 1.0)}, "width": {"between": (10, 500)}}
 TRIALS = 7
@@ -35,6 +35,25 @@ def search_and_die(place, after):
         return value(settings)
 
     searched(place, objective=dying)
+
+
+def value_by_stages(settings, told):
+    for stage in range(3):
+        told(stage, value(settings) + stage)
+    return value(settings) + 3
+
+
+def prune_and_die(place, after):
+    calls = []
+
+    def dying(settings, told):
+        calls.append(settings)
+        told(0, value(settings))
+        if len(calls) > after:
+            os._exit(9)
+        return value_by_stages(settings, told)
+
+    optimise(dying, RANGES, 12, str(place), "some", "minimize", prune=True)
 
 
 def search_slowly(place, found):
@@ -80,3 +99,17 @@ def test_a_search_goes_on_after_a_full_disk(tmp_path):
         assert not (tmp_path / "cut").read_bytes().endswith(b"\n")
         assert searched(tmp_path / "cut") == whole
         assert tried(tmp_path / "cut") == tried(tmp_path / "whole")
+
+
+def test_hopeless_trials_are_given_up_and_a_killed_search_gives_up_the_same(tmp_path):
+    search = lambda place: optimise(value_by_stages, RANGES, 12, str(place), "some", "minimize", prune=True)
+    whole = search(tmp_path / "whole")
+    given_up = tried(tmp_path / "whole", "PRUNED")
+    assert 0 < len(given_up) < 8 and whole not in given_up
+    found = record(str(tmp_path / "whole"), "some", "minimize")
+    assert (found["trials"], found["pruned"]) == (12, len(given_up)) and found["score"] == value(whole) + 3
+    process = apart(prune_and_die, tmp_path / "killed", 7)
+    process.join(60)
+    assert process.exitcode == 9 and search(tmp_path / "killed") == whole
+    assert tried(tmp_path / "killed") == tried(tmp_path / "whole")
+    assert tried(tmp_path / "killed", "PRUNED") == given_up

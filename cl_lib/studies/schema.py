@@ -9,7 +9,12 @@ import yaml
 from cl_lib.bounds import Bound, Count, Natural, allows, describe, told
 from cl_lib.errors import InputError, nearest
 
-SEARCH = {"trials": Count, "validation": Annotated[float, Bound(0, 1, True, True)], "seed": Natural}
+SEARCH = {
+    "trials": Count,
+    "validation": Annotated[float, Bound(0, 1, True, True)],
+    "seed": Natural,
+    "tasks": Count,
+}
 STUDY = {
     "about": str,
     "seeds": Annotated[int, Bound(1, 10**6)],
@@ -17,6 +22,11 @@ STUDY = {
     "common": dict,
     "vary": dict,
     "methods": list,
+    "notebooks": list,
+}
+CELLS = {
+    "methods": "methods, a list of mappings such as {method: ewc}",
+    "notebooks": "notebooks, a list of mappings such as {notebook: 05_replay}",
 }
 MOST = 100_000  # values in a file, each alias counted as what it stands for
 
@@ -42,8 +52,12 @@ def read(path) -> dict:
         if not isinstance(name, str) or not re.fullmatch(r"\w[\w.+-]*", name):
             raise _error(path, tree, here, f"{name!r} is no name for a study: use letters, digits, - and _")
         _fields(study, STUDY, tree, path, here)
-        if not study.get("methods") or not all(isinstance(m, dict) and m for m in study["methods"]):
-            raise _error(path, tree, here, "a study needs methods, a list of mappings such as {method: ewc}")
+        named = {kind: study[kind] for kind in CELLS if kind in study}
+        if not named or not all(each and all(isinstance(m, dict) and m for m in each) for each in named.values()):
+            raise _error(path, tree, here, f"a study needs {' or '.join(CELLS.values())}")
+        for one in study.get("notebooks", []):
+            if not isinstance(one.get("notebook"), str):
+                raise _error(path, tree, (*here, "notebooks"), f"{told(one)} names no notebook: {CELLS['notebooks']}")
         for axis, values in study.get("vary", {}).items():
             if not isinstance(values, list) or not values:
                 raise _error(path, tree, (*here, "vary", axis), f"vary needs a list of values, not {told(values)}")

@@ -1,12 +1,14 @@
-"""The table of a study's results, which any number of processes fill together."""
+"""The table of a study's results: what the book and a reader's own analysis read."""
 
-import hashlib
 import json
 from pathlib import Path
 
+import pandas as pd
+
 from cl_lib.errors import InputError
-from cl_lib.files import claimed, replacing
-from cl_lib.identity import provenance
+from cl_lib.studies.places import place
+
+APART = ("run", "chosen", "code", "file")  # what a row holds besides settings and what was measured
 
 
 def name_of(*what) -> str:
@@ -14,44 +16,45 @@ def name_of(*what) -> str:
     return json.dumps(what, sort_keys=True)
 
 
-def read_rows(path) -> list[dict]:
-    """The rows of a results file. Raises InputError where there is none, or it is damaged."""
-    if not Path(path).is_file():
-        raise InputError(f"There is no file {path}: make it with `python -m cl_lib study`.")
+def parse(text: bytes, path) -> list[dict]:
+    """The rows in the text of a table. Raises InputError where it is damaged."""
     try:
-        rows = json.loads(Path(path).read_text("utf-8"))["rows"]
+        rows = json.loads(text)["rows"]
         if unlike := [row for row in rows if not (isinstance(row, dict) and {"run", "seed"} <= {*row})]:
             raise ValueError(f"{unlike[0]!r} is no row")
         return rows
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} cannot be read as a study's results ({error}): mend it or move it away.") from error
 
 
-class Table:
-    """Rows by the names of their runs in one JSON file, beside the ``provenance`` of the last of them.
+def read_rows(path) -> list[dict]:
+    """The rows of a table, a file or a URL. Raises InputError where there is none, or it is damaged."""
+    folder, slash, name = str(path).rpartition("/")
+    text = place(folder + slash if slash else ".").read(name)
+    if text is None:
+        raise InputError(f"There is no file {path}: make it with `python -m cl_lib study`.")
+    return parse(text, path)
 
-    A run is for whoever claims it; its row is in the file before the claim ends, and what a dead process had claimed is
-    free again. Rows are only ever added: what another process wrote, or another version of the study, stays.
+
+def frame(path) -> pd.DataFrame:
+    """The rows of a results file as a table: each setting, ``seed``, metrics and seconds a column."""
+    rows = read_rows(path)
+    measured = [{k: v for k, v in row.items() if k not in APART} for row in rows]
+    return pd.DataFrame([{**r["run"], **r.get("chosen", {}), **m} for r, m in zip(rows, measured, strict=True)])
+
+
+def export(path, file) -> Path:
+    """Write :func:`frame` of a results file to a ``.csv`` or ``.parquet`` file.
+
+    Lists and mappings among the settings are written as JSON. Raises InputError for another ending.
     """
-
-    def __init__(self, path: Path, about: dict):
-        self.path, self.about = path, about
-
-    def rows(self) -> dict[str, dict]:
-        """The rows that are there now, by the names of their runs and seeds."""
-        found = read_rows(self.path) if self.path.exists() else []
-        return {name_of(row["run"], row["seed"]): row for row in found}
-
-    def claim(self, name: str):
-        """Whether this process alone may do what has this name, see :func:`cl_lib.files.claimed`."""
-        short = hashlib.sha256(name.encode()).hexdigest()[:12]
-        return claimed(self.path.with_name(f".{self.path.name}.{short}.claim"))
-
-    def add(self, row: dict) -> None:
-        """Write one row more."""
-        with claimed(self.path.with_name(f".{self.path.name}.claim"), wait=True):
-            rows = self.rows() | {name_of(row["run"], row["seed"]): row}
-            lines = ",\n".join(map(json.dumps, rows.values()))
-            with replacing(self.path) as temporary:
-                origin = json.dumps(provenance() | self.about)
-                temporary.write_text(f'{{"provenance": {origin},\n"rows": [\n{lines}\n]}}\n', "utf-8")
+    file, table = Path(file), frame(path)
+    if file.suffix not in (".csv", ".parquet"):
+        raise InputError(f"{file} is no table's name: let it end in .csv or .parquet.")
+    for name in table:
+        table[name] = [json.dumps(v) if isinstance(v, list | dict) else v for v in table[name]]
+    if file.suffix == ".csv":
+        table.to_csv(file, index=False)
+    else:
+        table.to_parquet(file, index=False, engine="pyarrow")
+    return file

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from cl_lib.studies.grids import frame
+from cl_lib.studies import frame
 
 HERE = Path(__file__).resolve().parents[2] / "data"
 SCENARIOS = ("task", "domain", "class")

@@ -20,7 +20,7 @@ from cl_lib.methods.flashback import knowledge
 from cl_lib.methods.flashback.published import arm
 from cl_lib.nets.net import Net
 from cl_lib.seeds import Bag, flatten
-from cl_lib.studies import grids
+from cl_lib.studies import cells
 from cl_lib.training.checkpoint import load_checkpoint, save_checkpoint
 
 from helpers import QUICK, batches, close, of_seed, one, random, same, stream
@@ -648,12 +648,13 @@ def test_published_settings_make_learners(host, dataset):
 
 def test_grids_hold_the_published_settings():
     file = Path(__file__).parents[2] / "notebooks/experiments/flashback.yaml"
-    grid, number = grids.read(file), 0
+    grids, number = cells.studies(file), 0
     for study, arms in (("published", ("original", "flashback")), ("equal", ("original", None, "equal"))):
         for dataset in ("cifar10", "cifar100"):
-            rows = [row for row in grids.cells(grid, f"{study}-{dataset}") if row["scenario"] == "class"]
-            for i, row in enumerate(rows):
-                grids.check(row)
+            own = [cell for cell in grids[f"{study}-{dataset}"].cells if cell.settings["scenario"] == "class"]
+            for i, cell in enumerate(own):
+                cell.check()
+                row = cell.settings
                 if name := arms[i % len(arms)]:
                     wanted = arm(row["host"], dataset, name)
                     assert {key: row[key] for key in wanted} == wanted

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from cl_lib.errors import InputError
-from cl_lib.studies.grids import read
+from cl_lib.studies.schema import read
 
 EXPERIMENTS = Path(__file__).resolve().parents[2] / "notebooks" / "experiments"
 RUN = "methods: [{method: er, dataset: digits}]"
@@ -34,6 +34,8 @@ def test_the_books_studies_are_as_they_may_be(path):
         ("studies:\n  s: {methods: [er]}\n", "line 2: a study needs methods"),
         (f"studies:\n  s:\n    {RUN}\n    search: {{validation: 1}}\n", "line 4: validation cannot be 1"),
         (f"studies:\n  s:\n    {RUN}\n    seeds: 1\n    seeds: 2\n", "line 3: 'seeds' is given twice"),
+        ("studies:\n  s: {notebooks: [{memory: 3}]}\n", "line 2: {'memory': 3} names no notebook"),
+        ("studies:\n  s: {notebooks: []}\n", "line 2: a study needs methods, "),
         ("studies: {}\n", "names no studies"),
         ("- 1\n", "names no studies"),
         ("", "names no studies"),

@@ -1,4 +1,4 @@
-"""Studies: combinations of settings, results that go on, the command, and the files in notebooks/experiments."""
+"""A study is run: results that go on, the command, searches, and a script that reads what was found."""
 
 import importlib.util
 import json
@@ -8,10 +8,10 @@ import pytest
 
 import cl_lib
 from cl_lib.cli import main
-from cl_lib.studies import grids
+from cl_lib.studies import frame
+from cl_lib.studies.runner import run_study
 
 ROOT = Path(__file__).resolve().parents[2]
-PATHS = sorted((ROOT / "notebooks" / "experiments").glob("*.yaml"))
 GRID = """
 common: {dataset: digits, per_class: 8, epochs: 1, hidden: [10]}
 studies:
@@ -38,14 +38,6 @@ def grid(tmp_path):
     return path
 
 
-def test_cells_are_every_combination_and_the_nearest_setting_wins(grid):
-    found = grids.cells(grids.read(grid), "small")
-    assert [(c["method"], c["scenario"]) for c in found] == [
-        ("finetune", "class"), ("er", "class"), ("finetune", "domain"), ("er", "domain")
-    ]  # fmt: skip
-    assert all(c["batch_size"] == 8 and c["per_class"] == 8 for c in found)
-
-
 def test_a_study_is_written_as_it_goes_and_goes_on(grid, tmp_path):
     told = []
 
@@ -55,11 +47,11 @@ def test_a_study_is_written_as_it_goes_and_goes_on(grid, tmp_path):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        grids.run_study(grid, "small", tmp_path, report=killed_after_three)
+        run_study(grid, "small", tmp_path, report=killed_after_three)
     place = tmp_path / "some-small.json"
-    assert len(grids.frame(place)) == 3
-    grids.run_study(grid, "small", tmp_path, report=told.append)
-    table = grids.frame(place)
+    assert len(frame(place)) == 3
+    run_study(grid, "small", tmp_path, report=told.append)
+    table = frame(place)
     assert told[3] == "3 of 8 runs are in some-small.json already"
     assert len(told) - 1 == len(table) == 8 and sorted(set(table.seed)) == [0, 1]
     assert table.acc.between(0, 1).all()
@@ -78,8 +70,8 @@ def test_a_study_is_written_as_it_goes_and_goes_on(grid, tmp_path):
 
 
 def test_a_run_that_fails_is_recorded_and_stops_no_other(grid, tmp_path):
-    grids.run_study(grid, "wild", tmp_path, report=lambda text: None)
-    table = grids.frame(tmp_path / "some-wild.json")
+    run_study(grid, "wild", tmp_path, report=lambda text: None)
+    table = frame(tmp_path / "some-wild.json")
     assert "Lower lr" in table.error[0] and table.acc[1] > 0
 
 
@@ -87,21 +79,21 @@ def test_the_command(grid, tmp_path, capsys):
     assert main(["study", str(grid), "--list"]) == 0
     assert "small: 4 runs of 2 seeds" in capsys.readouterr().out
     assert main(["study", str(grid), "small", "--seeds", "1", "--out", str(tmp_path)]) == 0
-    assert len(grids.frame(tmp_path / "some-small.json")) == 4
+    assert len(frame(tmp_path / "some-small.json")) == 4
     assert main(["study", str(grid), "smal"]) == 2
     assert "'small'" in capsys.readouterr().err
     assert main(["study", str(tmp_path / "none.yaml")]) == 2
     with pytest.raises(cl_lib.InputError, match="none"):
-        grids.frame(tmp_path / "none.json")
+        frame(tmp_path / "none.json")
 
 
 def lines(path):
-    return json.loads(path.read_text("utf-8"))["rows"]
+    return json.loads(Path(path).read_text("utf-8"))["rows"]
 
 
 def test_processes_share_the_runs_and_change_no_number(grid, tmp_path):
-    one = lines(grids.run_study(grid, "small", tmp_path / "one", seeds=1, report=str))
-    two = lines(grids.run_study(grid, "small", tmp_path / "two", seeds=1, report=str, jobs=2))
+    one = lines(run_study(grid, "small", tmp_path / "one", seeds=1, report=str))
+    two = lines(run_study(grid, "small", tmp_path / "two", seeds=1, report=str, jobs=2))
     plain = lambda rows: sorted(json.dumps({k: v for k, v in row.items() if k != "seconds"}) for row in rows)
     assert plain(one) == plain(two)
 
@@ -114,8 +106,8 @@ def test_a_range_is_searched_on_held_out_images_once_for_all_seeds(grid, tmp_pat
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        grids.run_study(grid, "searched", tmp_path, report=after_one_search)
-    place = grids.run_study(grid, "searched", tmp_path, report=told.append)
+        run_study(grid, "searched", tmp_path, report=after_one_search)
+    place = run_study(grid, "searched", tmp_path, report=told.append)
     rows = lines(place)
     untimed = lambda lines: [line.rpartition("  [")[0] for line in lines]
     assert len(rows) == 4 and untimed(killed)[0] in untimed(told)
@@ -124,44 +116,15 @@ def test_a_range_is_searched_on_held_out_images_once_for_all_seeds(grid, tmp_pat
         first, second = (row for row in rows if row["run"]["method"] == method)
         assert first["chosen"] == second["chosen"] and 1e-3 <= first["chosen"]["lr"] <= 0.1
     assert first["chosen"]["strength"] in (1, 10) and type(first["chosen"]["epochs"]) is int
-    assert "lr" in grids.frame(place) and grids.frame(place).lr.map(float).between(1e-3, 0.1).all()
-    whole = grids.run_study(grid, "searched", tmp_path / "whole", report=str)
+    assert "lr" in frame(place) and frame(place).lr.map(float).between(1e-3, 0.1).all()
+    whole = run_study(grid, "searched", tmp_path / "whole", report=str)
     assert [row["chosen"] for row in lines(whole)] == [row["chosen"] for row in rows]
 
 
 def test_other_streams(grid, tmp_path):
-    place = grids.run_study(grid, "turned", tmp_path, report=str)
+    place = run_study(grid, "turned", tmp_path, report=str)
     expected = cl_lib.run("finetune", cl_lib.rotated("digits", tasks=2, per_class=8), epochs=1, hidden=[10])
-    assert grids.frame(place).acc[0] == pytest.approx(float(expected.metrics().acc.iloc[0]), abs=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("wrong", "told"),
-    [
-        ({"dataset": "mnits"}, "'mnist'"),
-        ({"stream": "splitt"}, "'split'"),
-        ({"epoch": 3}, "'epochs'"),
-        ({"lr": {"log": [0, 1]}}, "no range"),
-        ({"lr": {"bog": [1, 2]}}, "no range"),
-        ({"lr": {"between": [2, 1]}}, "no range"),
-        ({"lr": {"among": []}}, "no range"),
-        ({"strength": 3}, "strength"),
-    ],
-)
-def test_what_cannot_be_meant_is_refused_before_anything_runs(tmp_path, wrong, told):
-    path = tmp_path / "wrong.yaml"
-    path.write_text(json.dumps({"studies": {"s": {"methods": [{"method": "finetune", "dataset": "digits", **wrong}]}}}))
-    with pytest.raises(cl_lib.InputError, match=told):
-        grids.run_study(path, "s", tmp_path)
-
-
-@pytest.mark.filterwarnings("ignore::cl_lib.PoorPairing")
-@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
-def test_the_books_grids_can_be_meant(path):
-    grid = grids.read(path)
-    for study in grid["studies"]:
-        for cell in grids.cells(grid, study):
-            grids.check(cell)
+    assert frame(place).acc[0] == pytest.approx(float(expected.metrics().acc.iloc[0]), abs=1e-5)
 
 
 def test_the_three_scenarios_stand_beside_published_numbers(tmp_path):

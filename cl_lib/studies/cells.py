@@ -1,0 +1,296 @@
+"""What a file of studies means: cells, each a method on a stream or a notebook with parameters, to be run with seeds.
+
+A study is every combination of what it varies with its methods and notebooks. A setting may be a range, such as
+``lr: {log: [1.0e-4, 0.1]}``, which is searched before any seed runs.
+"""
+
+import dataclasses
+import functools
+import itertools
+import os
+import re
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar, Protocol
+
+import torch
+
+from cl_lib import search
+from cl_lib.data import kinds
+from cl_lib.errors import Diverged, InputError, suggest
+from cl_lib.identity import file_name
+from cl_lib.naming import is_named
+from cl_lib.results.result import Result
+from cl_lib.studies.schema import read
+from cl_lib.training.learner import Learner
+from cl_lib.training.request import reached, separate
+from cl_lib.training.runs import run
+
+MEASURED = ("acc", "bwt", "forgetting", "learning_accuracy")
+SEARCH = {"trials": 100, "validation": 0.1, "seed": 1000}
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What runs are computed on: the device, the folder of data sets, and whether other runs go on beside them."""
+
+    device: str = "auto"
+    root: str | None = None
+    alone: bool = True
+
+
+class Cell(Protocol):
+    """Settings that are run with any number of seeds, together where they are ``stacked`` on CUDA."""
+
+    settings: dict
+    stacked: ClassVar[bool]
+
+    @property
+    def label(self) -> str:
+        """A short name, also of files; not of this cell alone."""
+
+    @property
+    def ranges(self) -> dict[str, dict]:
+        """The settings that are to be searched."""
+
+    def check(self) -> None:
+        """Raise InputError for what cannot be meant, without any data."""
+
+    def code(self) -> dict[str, str]:
+        """A digest of each part of the code that the numbers depend on, or nothing."""
+
+    def seeds(self, number: int) -> range:
+        """Which seeds are run where a study asks for so many."""
+
+    def measure(self, chosen: dict, seeds: tuple[int, ...], folder: Path, name: str, on: Machine) -> dict[int, dict]:
+        """What each seed measured; files go to ``folder``, and what is not named by the run itself is called ``name``.
+
+        What a row calls ``file`` is there afterwards. Raises ``Diverged``, and whatever stops a run.
+        """
+
+
+# --- a method on a stream -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class MethodCell:
+    """A method on a stream: ``{method: er, memory: 50, dataset: digits, scenario: class, lr: 0.1}``."""
+
+    settings: dict
+
+    stacked: ClassVar[bool] = True
+
+    @property
+    def label(self) -> str:
+        return re.sub(r"[^\w+]+", "-", str(self.settings.get("method"))).strip("-")
+
+    @property
+    def ranges(self) -> dict[str, dict]:
+        return {name: value for name, value in self.settings.items() if search.is_range(value)}
+
+    def parts(self, chosen: dict) -> tuple[str, tuple[str, str | None], dict, dict]:
+        """The method, its kind of stream and data set, the stream's options, and the other settings."""
+        settings = {**self.settings, **chosen}
+        kind = settings.get("stream", "split")
+        known = {*kinds.all_options(), *kinds.options_of(kind)}
+        about = {name: value for name, value in settings.items() if name in known}
+        others = {k: v for k, v in settings.items() if k not in about and k not in ("method", "dataset", "stream")}
+        return settings["method"], (kind, settings.get("dataset")), about, others
+
+    def check(self) -> None:
+        self._meant()
+
+    def _meant(self):
+        some = {name: next(iter(span.values()))[0] for name, span in self.ranges.items()}
+        own_stream = is_named(self.settings.get("stream"))
+        for name in ("method", *["dataset"] * (not own_stream)):
+            if name not in self.settings:
+                raise InputError(f"A run without a {name}: {self.settings}. Give it `{name}:` in the file.")
+        method, (kind, dataset), about, settings = self.parts(some)
+        if not own_stream and not is_named(dataset) and dataset not in kinds.NAMES:
+            raise suggest(dataset, kinds.NAMES, "dataset")
+        kinds.refuse_unknown(kind, about)
+        return separate(method, settings)
+
+    def code(self) -> dict[str, str]:
+        method, options = self._meant()
+        return reached(method, None, options, Learner)[0]
+
+    def seeds(self, number: int) -> range:
+        return range(number)
+
+    def measure(self, chosen: dict, seeds: tuple[int, ...], folder: Path, name: str, on: Machine) -> dict[int, dict]:
+        method, stream, options = self.prepared(chosen, on)
+        result = run(method, stream, seeds=seeds, device=on.device, out=folder, **options)
+        return {seed: _measured(result, seed) for seed in seeds}
+
+    def prepared(self, changes: dict, on: Machine):
+        """The method, the stream and the options of training."""
+        if not on.alone:
+            torch.set_num_threads(1)
+        method, source, about, options = self.parts(changes)
+        return method, kinds.make_stream(*source, on.root, **about), options
+
+    def held_out(self, settings: dict, how: dict, on: Machine, told=lambda task, accuracy: None) -> float:
+        """The mean accuracy on held-out training images of the first ``how["tasks"]`` tasks after the last of them.
+
+        ``told`` hears the mean over the tasks learned so far after each. NaN where training diverges.
+        """
+        method, stream, options = self.prepared({"validation": how["validation"], **settings}, on)
+        learner = Learner(method, stream, seeds=(how["seed"],), device=on.device, **options)
+        accuracy = float("nan")
+        try:
+            while learner.done < min(how.get("tasks") or stream.tasks, stream.tasks):
+                learner.learn()
+                each = [learner.accuracy(task, "valid") for task in range(learner.done)]
+                accuracy = float(sum(each) / len(each))
+                told(learner.done - 1, accuracy)
+        except Diverged:
+            return float("nan")
+        return accuracy
+
+
+def _measured(result: Result, seed: int) -> dict:
+    row = result.metrics().loc[seed]
+    found = {name: round(float(row[name]), 5) for name in MEASURED}
+    share = lambda seconds: round(seconds / len(result.seeds), 2)
+    found |= {"seconds": share(result.seconds["train"]), "total_seconds": share(sum(result.seconds.values()))}
+    found["code"] = result.config["code"]
+    file = file_name(result.method, result.config, result.seeds)
+    return found | {"stored_bytes": result.stored_bytes["total"], "file": f"{file}.safetensors"}
+
+
+# --- a notebook with parameters -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class NotebookCell:
+    """A notebook executed with parameters: ``{notebook: 05_replay, memory: 50}``, looked for beside its study's file.
+
+    One that has a parameter ``seed`` is executed once a seed; one that has ``seeds`` is told how many there are.
+    """
+
+    settings: dict
+    beside: Path = field(default=Path(), compare=False)
+
+    stacked: ClassVar[bool] = False
+    ranges: ClassVar[dict] = {}
+
+    @property
+    def label(self) -> str:
+        return Path(str(self.settings["notebook"])).stem
+
+    @functools.cached_property
+    def path(self) -> Path:
+        """The notebook's file: by its name, in the folder of the study's file, the one above, or ``notebooks``."""
+        named = Path(f"{self.settings['notebook']}").with_suffix(".ipynb")
+        folders = [self.beside, self.beside.parent, Path(), Path("notebooks")]
+        for folder in folders:
+            if (folder / named).is_file():
+                return folder / named
+        known = {path.stem for folder in folders for path in folder.glob("*.ipynb")}
+        raise suggest(named.stem, sorted(known), "notebook beside this study")
+
+    @functools.cached_property
+    def known(self) -> dict:
+        """The notebook's parameters and their defaults."""
+        from cl_lib.report import notebooks
+
+        return notebooks.parameters(notebooks.read(self.path))
+
+    def given(self) -> dict:
+        """What the notebook is told."""
+        return {name: value for name, value in self.settings.items() if name != "notebook"}
+
+    def check(self) -> None:
+        for name in self.given():
+            if name not in self.known:
+                raise suggest(name, self.known, f"parameter of {self.path.name}")
+
+    def code(self) -> dict[str, str]:
+        return {}
+
+    def seeds(self, number: int) -> range:
+        return range(number if "seed" in self.known else 1)
+
+    def measure(self, chosen: dict, seeds: tuple[int, ...], folder: Path, name: str, on: Machine) -> dict[int, dict]:
+        from cl_lib.report import claims, notebooks
+
+        (seed,), output, start = seeds, folder / f"{name}.ipynb", time.perf_counter()
+        own = {"seed": seed} if "seed" in self.known else {}
+        where = {"device": on.device} if "device" in self.known and on.device != "auto" else {}
+        os.environ.update(notebooks.ONE_THREAD)  # the kernel's: sums are then alike on every machine
+        notebooks.execute(self.path, output, where | self.given() | own)
+        held = [record["held"] for record in claims.collect(output)]
+        found = {"claims": len(held), "held": sum(held)} if held else {}
+        return {seed: {**found, "seconds": round(time.perf_counter() - start, 2), "file": output.name}}
+
+
+# --- a study ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Study:
+    """One study of a file: its cells, how many seeds, and how ranges are searched."""
+
+    file: Path
+    name: str
+    cells: tuple[Cell, ...]
+    seeds: int = 1
+    about: str = ""
+    search: dict = field(default_factory=dict)
+    common: dict = field(default_factory=dict)
+
+    def told(self, cell: Cell) -> str:
+        """A cell in words: what the file does not say of all of them."""
+        return " ".join(f"{k}={v}" for k, v in cell.settings.items() if self.common.get(k) != v)
+
+    def runs(self) -> list[tuple[Cell, int]]:
+        """Every cell with every seed, seed by seed."""
+        each = [(cell, self.seeds_of(cell)) for cell in self.cells]
+        return [(cell, seed) for seed in range(self.seeds) for cell, seeds in each if seed in seeds]
+
+    def seeds_of(self, cell: Cell) -> range:
+        return cell.seeds(self.seeds)
+
+    def check(self) -> None:
+        """Raise InputError for a cell that cannot be meant."""
+        for cell in self.cells:
+            cell.check()
+
+
+def studies(path, seeds: int | None = None) -> dict[str, Study]:
+    """The studies of a file by name, with as many seeds as stated. Raises InputError for a file that is none."""
+    found, path = read(path), Path(path)
+    return {name: _study(path, found.get("common", {}), name, about, seeds) for name, about in found["studies"].items()}
+
+
+def study(path, name: str, seeds: int | None = None) -> Study:
+    """One study of a file. Raises InputError where it has none of that name."""
+    found = studies(path, seeds)
+    if name not in found:
+        raise suggest(name, found, "study of this file")
+    return found[name]
+
+
+def _study(path: Path, common: dict, name: str, about: dict, seeds: int | None) -> Study:
+    """Common settings, then the study's, then the combination's: the nearest wins."""
+    axes, shared = about.get("vary", {}), {**common, **about.get("common", {})}
+    settings = [
+        {**shared, **one, **dict(zip(axes, values, strict=True))}
+        for values in itertools.product(*axes.values())
+        for one in [*about.get("methods", []), *about.get("notebooks", [])]
+    ]
+    number = seeds or about.get("seeds", 1)
+    cells = tuple(_cell(one, path.parent, number) for one in settings)
+    study = Study(path, name, cells, number, about.get("about", ""), SEARCH | about.get("search", {}), common)
+    return study
+
+
+def _cell(settings: dict, beside: Path, seeds: int) -> Cell:
+    if "notebook" not in settings:
+        return MethodCell(settings)
+    cell = NotebookCell(settings, beside)
+    counted = "seeds" not in settings and "seeds" in cell.known and "seed" not in cell.known
+    return dataclasses.replace(cell, settings={**settings, "seeds": seeds}) if counted else cell
