@@ -72,15 +72,25 @@ class Methods(Reference):
         return [*self.rst(table(rows, "methods")), *sections]
 
 
-class Speed(Reference):
-    """A table of what `make bench` measured, from its JSON file named in the argument."""
+class Measured(Reference):
+    """What a command of the repository measured and wrote into the JSON file named in the argument."""
 
     required_arguments, optional_arguments = 1, 0
 
     def run(self):
         path = Path(self.env.srcdir, self.arguments[0])
         self.env.note_dependency(str(path))
-        bench = json.loads(path.read_text())
+        return self.rst(self.lines(json.loads(path.read_text("utf-8"))))
+
+    def lines(self, report: dict) -> list[str]:
+        """What the page says of the file's content, in reStructuredText."""
+        raise NotImplementedError
+
+
+class Speed(Measured):
+    """A table of what `make bench` measured."""
+
+    def lines(self, bench):
         rows = [["method", "training time over the bare loop's", "floor", "what the floor counts", "accuracy"]]
         if bench["avalanche"]:
             rows[0].append("times faster than Avalanche")
@@ -104,21 +114,15 @@ class Speed(Reference):
         said = (
             f"{where['processor']}, one thread, Python {where['python']}, torch {where['torch']}{peer}; medians "
             f"(smallest to largest) of {where['rounds']} rounds in turn, commit {where['commit'][:7]}"
-            + " and changes."
-            * where["dirty"]
+            + " and changes" * where["dirty"]
         )
-        return self.rst([*table(rows, "speed"), "", said])
+        return [*table(rows, "speed"), "", f"{said}."]
 
 
-class Launches(Reference):
-    """A table of what `benchmarks/launches.py` counted, from its JSON file named in the argument."""
+class Launches(Measured):
+    """A table of what `benchmarks/launches.py` counted."""
 
-    required_arguments, optional_arguments = 1, 0
-
-    def run(self):
-        path = Path(self.env.srcdir, self.arguments[0])
-        self.env.note_dependency(str(path))
-        counted = json.loads(path.read_text())
+    def lines(self, counted):
         rows = [["method", "as it is", "as it is, ten seeds", "recorded", "recorded, ten seeds", "waits"]]
         for key, by_seeds in counted["launches"].items():
             one, ten = by_seeds["1"], by_seeds["10"]
@@ -126,18 +130,13 @@ class Launches(Reference):
             rows.append([f"``{key}``", *launches, f"{ten['waits']:.1f}"])
         where = counted["origin"]
         said = f"Counted with torch {where['torch']} at commit {where['commit'][:7]}" + " and changes" * where["dirty"]
-        return self.rst([*table(rows, "launches"), "", f"{said}."])
+        return [*table(rows, "launches"), "", f"{said}."]
 
 
-class Faults(Reference):
-    """A table of what `make faults` tried and what became of it, from its JSON file named in the argument."""
+class Faults(Measured):
+    """A table of what `make faults` tried and what became of it."""
 
-    required_arguments, optional_arguments = 1, 0
-
-    def run(self):
-        path = Path(self.env.srcdir, self.arguments[0])
-        self.env.note_dependency(str(path))
-        report = json.loads(path.read_text("utf-8"))
+    def lines(self, report):
         where = report.pop("origin")
         rows, told = [["what was tried", "how often", "what became of it", "faults"]], []
         for name, part in report.items():
@@ -150,7 +149,7 @@ class Faults(Reference):
             + " and changes" * where["dirty"]
             + ("." if not told else ". The faults, one of each kind:")
         )
-        return self.rst([*table(rows, "faults"), "", said, "", *told])
+        return [*table(rows, "faults"), "", said, "", *told]
 
 
 def escaped(text: str) -> str:
