@@ -114,7 +114,8 @@ class Speed(Measured):
         said = (
             f"{where['processor']}, one thread, Python {where['python']}, torch {where['torch']}{peer}; medians "
             f"(smallest to largest) of {where['rounds']} rounds in turn, commit {where['commit'][:7]}"
-            + " and changes" * where["dirty"]
+            + " and changes"
+            * where["dirty"]
         )
         return [*table(rows, "speed"), "", f"{said}."]
 
