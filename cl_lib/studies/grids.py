@@ -25,11 +25,13 @@ from cl_lib.files import writable
 from cl_lib.naming import is_named
 from cl_lib.studies.schema import read as read
 from cl_lib.studies.table import Table, name_of, read_rows
+from cl_lib.studies.tuning import held_out
 from cl_lib.training.learner import Learner
 from cl_lib.training.progress import Countdown
 from cl_lib.training.request import reached, separate
 from cl_lib.training.runs import processes, run
 
+RESULTS = Path(__file__).resolve().parents[2] / "data" / "results"  # what comes with the book
 MEASURED = ("acc", "bwt", "forgetting", "learning_accuracy")
 SEARCH = {"trials": 100, "validation": 0.1, "seed": 1000}
 
@@ -194,22 +196,16 @@ def _prepared(cell: dict, root, alone: bool, **changes):
 def _searched(table: Table, cell: dict, how: dict, device, root, alone: bool) -> tuple[str, dict | Exception | None]:
     """The best values of a run's ranges, with the run's name; None where another process searches them."""
 
-    def held_out(settings: dict) -> float:
+    def scored(settings: dict) -> float:
         method, stream, options = _prepared(cell, root, alone, validation=how["validation"], **settings)
-        learner = Learner(method, stream, seeds=(how["seed"],), device=device, **options)
-        try:
-            while learner.done < stream.tasks:
-                learner.learn()
-        except Diverged:
-            return float("nan")
-        return float(sum(learner.accuracy(task, "valid") for task in range(stream.tasks)) / stream.tasks)
+        return held_out(method, stream, (how["seed"],), device=device, **options)
 
     name = name_of(cell)
     with table.claim(name) as mine:
         if not mine:
             return name, None
         try:
-            return name, search.optimise(held_out, ranges(cell), how["trials"], how["place"], name, "maximize")
+            return name, search.optimise(scored, ranges(cell), how["trials"], how["place"], name, "maximize")
         except Exception as error:
             return name, _failure(error)
 
@@ -250,6 +246,12 @@ def frame(path) -> pd.DataFrame:
     rows, apart = read_rows(path), ("run", "chosen", "code")
     measured = [{k: v for k, v in row.items() if k not in apart} for row in rows]
     return pd.DataFrame([{**r["run"], **r.get("chosen", {}), **m} for r, m in zip(rows, measured, strict=True)])
+
+
+def stored(name: str, folder: Path = RESULTS) -> pd.DataFrame:
+    """The runs of ``<name>.json`` among the book's results, as :func:`frame` gives them; none where it was not run."""
+    place = Path(folder, f"{name}.json")
+    return frame(place) if place.is_file() else pd.DataFrame()
 
 
 # --- the command ------------------------------------------------------------------------------------------

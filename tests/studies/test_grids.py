@@ -1,6 +1,5 @@
 """Studies: combinations of settings, results that go on, the command, and the files in notebooks/experiments."""
 
-import importlib.util
 import json
 from pathlib import Path
 
@@ -8,7 +7,7 @@ import pytest
 
 import cl_lib
 from cl_lib.cli import main
-from cl_lib.studies import grids
+from cl_lib.studies import grids, published
 
 ROOT = Path(__file__).resolve().parents[2]
 PATHS = sorted((ROOT / "notebooks" / "experiments").glob("*.yaml"))
@@ -165,15 +164,17 @@ def test_the_books_grids_can_be_meant(path):
 
 
 def test_the_three_scenarios_stand_beside_published_numbers(tmp_path):
-    place = ROOT / "notebooks" / "experiments" / "three_scenarios.py"
-    spec = importlib.util.spec_from_file_location("three_scenarios", place)
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
     rows = [
         {"run": {"method": "ewc", "optimizer": "adam", **more}, "seed": seed, "acc": acc}
         for more, seed, acc in (({}, 0, 0.5), ({}, 1, 0.7), ({"decay": 1.0}, 0, 0.9))
     ]
     (tmp_path / "three-scenarios-task.json").write_text(json.dumps({"rows": rows}))
-    lines = {line.split(" | ")[0].strip("| "): line.split(" | ")[1:] for line in script.table(tmp_path).split("\n")}
-    assert lines["EWC"][:2] == ["60.0 ± 14.1 (2)", "97.7 ± 0.8"] and lines["Online EWC"][0] == "90.0 (1)"
-    assert lines["LwF"][5].startswith("24.2 ± 0.3") and lines["LwF"][4] == ""
+    table = published.three_scenarios(tmp_path)
+    assert list(table.loc["EWC"])[:2] == ["60.0 ± 14.1, 2", "97.7 ± 0.8"]
+    assert table.loc["Online EWC", ("task", "ours, n")] == "90.0, 1"
+    assert list(table.loc["LwF", "class"]) == ["", "24.2 ± 0.3"]
+
+
+def test_what_was_not_run_is_an_empty_table(tmp_path):
+    assert len(grids.stored("nowhere", tmp_path)) == 0
+    assert {"plasticity", "acc", "seed"} <= set(grids.stored("flashback-alpha"))

@@ -1,0 +1,66 @@
+"""Published numbers beside our runs of the same protocol.
+
+python -m cl_lib.studies.published    the three scenarios of Split-MNIST, as a table in Markdown
+"""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from cl_lib.studies.grids import RESULTS, stored
+
+SCENARIOS = ("task", "domain", "class")
+#: what a row of ours is called in Hsu et al.'s table 2: the settings that tell it
+HSU = {
+    "Adam": {"method": "finetune", "optimizer": "adam"},
+    "SGD": {"method": "finetune", "optimizer": "sgd"},
+    "EWC": {"method": "ewc", "decay": None},
+    "Online EWC": {"method": "ewc", "decay": 1.0},
+    "SI": {"method": "si"},
+    "MAS": {"method": "mas"},
+    "LwF": {"method": "lwf"},
+    "Naive rehearsal": {"method": "er", "memory": 1100},
+    "Naive rehearsal-C": {"method": "er", "memory": 4400},
+    "GEM": {"method": "gem"},
+    "DGR": {"method": "dgr", "temperature": None},
+    "DGR, τ = 2": {"method": "dgr", "temperature": 2.0},
+    "Joint": {"method": "joint"},
+}
+
+
+def three_scenarios(results: Path = RESULTS) -> pd.DataFrame:
+    """Accuracy after the last of five tasks of Split-MNIST, in per cent, beside Hsu et al. (2018, table 2).
+
+    A row for each method, columns (scenario, "ours, n" or "Hsu et al."): mean ± standard deviation over seeds, and of
+    ours their number. What was not run, or is not theirs, is empty. The protocol is that of van de Ven & Tolias
+    (2019): ``notebooks/experiments/three-scenarios.yaml``.
+    """
+    theirs = pd.read_csv(RESULTS.parent / "published" / "hsu2018.csv").set_index(["scenario", "method"])
+    cells = {}
+    for scenario in SCENARIOS:
+        ours = stored(f"three-scenarios-{scenario}", results)
+        for name, settings in HSU.items():
+            own = 100 * ours[_matching(ours, settings)].acc if len(ours) else []
+            published = theirs.loc[[(scenario, name)]] if (scenario, name) in theirs.index else []
+            cells.setdefault((scenario, "ours, n"), {})[name] = f"{_told(own)}, {len(own)}" if len(own) else ""
+            cells.setdefault((scenario, "Hsu et al."), {})[name] = (
+                f"{published['value'].item():.1f} ± {published['std'].item():.1f}" if len(published) else ""
+            )
+    return pd.DataFrame(cells)
+
+
+def _matching(runs: pd.DataFrame, settings: dict) -> pd.Series:
+    """Which runs have these settings; None is a setting that a run does not name."""
+    columns = runs.reindex(columns=list(settings))
+    return pd.concat([columns[k].isna() if v is None else columns[k] == v for k, v in settings.items()], axis=1).all(
+        axis=1
+    )
+
+
+def _told(values) -> str:
+    return f"{np.mean(values):.1f}" + (f" ± {np.std(values, ddof=1):.1f}" if len(values) > 1 else "")
+
+
+if __name__ == "__main__":
+    print(three_scenarios().to_markdown())
