@@ -19,7 +19,7 @@ MAY = {
     "results": ["nets", "methods"],
     "training": ["data", "nets", "methods", "results"],
     "studies": ["data", "methods", "results", "training"],
-    "report": ["results"],
+    "report": ["results", "studies"],
 }
 FILES = sorted(HOUSE.rglob("*.py"))
 

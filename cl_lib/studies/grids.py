@@ -31,7 +31,6 @@ from cl_lib.training.progress import Countdown
 from cl_lib.training.request import reached, separate
 from cl_lib.training.runs import processes, run
 
-RESULTS = Path(__file__).resolve().parents[2] / "data" / "results"  # what comes with the book
 MEASURED = ("acc", "bwt", "forgetting", "learning_accuracy")
 SEARCH = {"trials": 100, "validation": 0.1, "seed": 1000}
 
@@ -246,12 +245,6 @@ def frame(path) -> pd.DataFrame:
     rows, apart = read_rows(path), ("run", "chosen", "code")
     measured = [{k: v for k, v in row.items() if k not in apart} for row in rows]
     return pd.DataFrame([{**r["run"], **r.get("chosen", {}), **m} for r, m in zip(rows, measured, strict=True)])
-
-
-def stored(name: str, folder: Path = RESULTS) -> pd.DataFrame:
-    """The runs of ``<name>.json`` among the book's results, as :func:`frame` gives them; none where it was not run."""
-    place = Path(folder, f"{name}.json")
-    return frame(place) if place.is_file() else pd.DataFrame()
 
 
 # --- the command ------------------------------------------------------------------------------------------

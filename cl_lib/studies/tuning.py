@@ -9,9 +9,9 @@ from cl_lib.training.learner import Learner
 
 
 def held_out(method, stream, seeds: Iterable[int], **options) -> float:
-    """Average accuracy on the images that ``stream`` holds out after its last task, the mean over seeds.
+    """Average accuracy after the last task on the images that ``stream`` holds out.
 
-    NaN where a seed diverges.
+    It is the mean over the seeds, and NaN where one of them diverges.
 
     Arguments:
         method, options: as for :func:`cl_lib.run`.

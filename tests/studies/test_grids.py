@@ -7,7 +7,7 @@ import pytest
 
 import cl_lib
 from cl_lib.cli import main
-from cl_lib.studies import grids, published
+from cl_lib.studies import grids
 
 ROOT = Path(__file__).resolve().parents[2]
 PATHS = sorted((ROOT / "notebooks" / "experiments").glob("*.yaml"))
@@ -161,20 +161,3 @@ def test_the_books_grids_can_be_meant(path):
     for study in grid["studies"]:
         for cell in grids.cells(grid, study):
             grids.check(cell)
-
-
-def test_the_three_scenarios_stand_beside_published_numbers(tmp_path):
-    rows = [
-        {"run": {"method": "ewc", "optimizer": "adam", **more}, "seed": seed, "acc": acc}
-        for more, seed, acc in (({}, 0, 0.5), ({}, 1, 0.7), ({"decay": 1.0}, 0, 0.9))
-    ]
-    (tmp_path / "three-scenarios-task.json").write_text(json.dumps({"rows": rows}))
-    table = published.three_scenarios(tmp_path)
-    assert list(table.loc["EWC"])[:2] == ["60.0 ± 14.1, 2", "97.7 ± 0.8"]
-    assert table.loc["Online EWC", ("task", "ours, n")] == "90.0, 1"
-    assert list(table.loc["LwF", "class"]) == ["", "24.2 ± 0.3"]
-
-
-def test_what_was_not_run_is_an_empty_table(tmp_path):
-    assert len(grids.stored("nowhere", tmp_path)) == 0
-    assert {"plasticity", "acc", "seed"} <= set(grids.stored("flashback-alpha"))

@@ -25,7 +25,7 @@ def test_the_score_is_that_of_the_images_held_out():
 
 
 def test_the_best_is_taken_and_the_first_of_equals():
-    among = {"lr": [0.0, 0.05], "epochs": [2, 2]}
+    among = {"lr": [1e-5, 0.05], "epochs": [2, 2]}
     found = tuned("finetune", stream(), among, hidden=(10,))
     assert found == {"lr": 0.05, "epochs": 2}
     assert tuned("ewc", stream(), {"strength": [0.0, 1e-12]}, **QUICK) == {"strength": 0.0}

@@ -1,6 +1,6 @@
-"""Published numbers beside our runs of the same protocol.
+"""What was measured before, comes with the book in ``data/results``, and is shown beside published numbers.
 
-python -m cl_lib.studies.published    the three scenarios of Split-MNIST, as a table in Markdown
+python -m cl_lib.report.stored    the three scenarios of Split-MNIST, as a table in Markdown
 """
 
 from pathlib import Path
@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from cl_lib.studies.grids import RESULTS, stored
+from cl_lib.studies import grids
 
+RESULTS = Path(__file__).resolve().parents[2] / "data" / "results"
 SCENARIOS = ("task", "domain", "class")
 #: what a row of ours is called in Hsu et al.'s table 2: the settings that tell it
 HSU = {
@@ -29,6 +30,12 @@ HSU = {
 }
 
 
+def study(name: str, results: Path = RESULTS) -> pd.DataFrame:
+    """The runs of ``<name>.json`` as :func:`cl_lib.studies.grids.frame` gives them; none where it was not run."""
+    place = Path(results, f"{name}.json")
+    return grids.frame(place) if place.is_file() else pd.DataFrame()
+
+
 def three_scenarios(results: Path = RESULTS) -> pd.DataFrame:
     """Accuracy after the last of five tasks of Split-MNIST, in per cent, beside Hsu et al. (2018, table 2).
 
@@ -39,7 +46,7 @@ def three_scenarios(results: Path = RESULTS) -> pd.DataFrame:
     theirs = pd.read_csv(RESULTS.parent / "published" / "hsu2018.csv").set_index(["scenario", "method"])
     cells = {}
     for scenario in SCENARIOS:
-        ours = stored(f"three-scenarios-{scenario}", results)
+        ours = study(f"three-scenarios-{scenario}", results)
         for name, settings in HSU.items():
             own = 100 * ours[_matching(ours, settings)].acc if len(ours) else []
             published = theirs.loc[[(scenario, name)]] if (scenario, name) in theirs.index else []
