@@ -1,13 +1,14 @@
 """What was measured before, comes with the book in ``data/results``, and is shown beside published numbers.
 
-python -m cl_lib.report.stored    the three scenarios of Split-MNIST, as a table in Markdown
+python -m cl_lib.report.archive    the three scenarios of Split-MNIST, as a table in Markdown
 """
 
+from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
+from cl_lib.report import tables
 from cl_lib.studies import grids
 
 RESULTS = Path(__file__).resolve().parents[2] / "data" / "results"
@@ -36,6 +37,20 @@ def study(name: str, results: Path = RESULTS) -> pd.DataFrame:
     return grids.frame(place) if place.is_file() else pd.DataFrame()
 
 
+def overview(name: str, label: Callable[[pd.Series], str], results: Path = RESULTS) -> pd.DataFrame:
+    """A study as a page shows it: accuracy and forgetting in per cent, mean ± standard deviation, and n, by ``label``.
+
+    Arguments:
+        label: what a run (a row of :func:`study`) is called; runs of one name are seeds of one row.
+    """
+    runs = study(name, results)
+    if not len(runs):
+        return runs
+    rows = runs.groupby(runs.apply(label, axis=1), sort=False)
+    columns = {"ACC, %": rows.acc.agg(tables.spread), "forgetting": rows.forgetting.agg(tables.spread)}
+    return pd.DataFrame(columns | {"n": rows.acc.count()})
+
+
 def three_scenarios(results: Path = RESULTS) -> pd.DataFrame:
     """Accuracy after the last of five tasks of Split-MNIST, in per cent, beside Hsu et al. (2018, table 2).
 
@@ -48,9 +63,9 @@ def three_scenarios(results: Path = RESULTS) -> pd.DataFrame:
     for scenario in SCENARIOS:
         ours = study(f"three-scenarios-{scenario}", results)
         for name, settings in HSU.items():
-            own = 100 * ours[_matching(ours, settings)].acc if len(ours) else []
+            own = ours[_matching(ours, settings)].acc if len(ours) else []
             published = theirs.loc[[(scenario, name)]] if (scenario, name) in theirs.index else []
-            cells.setdefault((scenario, "ours, n"), {})[name] = f"{_told(own)}, {len(own)}" if len(own) else ""
+            cells.setdefault((scenario, "ours, n"), {})[name] = f"{tables.spread(own)}, {len(own)}" if len(own) else ""
             cells.setdefault((scenario, "Hsu et al."), {})[name] = (
                 f"{published['value'].item():.1f} ± {published['std'].item():.1f}" if len(published) else ""
             )
@@ -63,10 +78,6 @@ def _matching(runs: pd.DataFrame, settings: dict) -> pd.Series:
     return pd.concat([columns[k].isna() if v is None else columns[k] == v for k, v in settings.items()], axis=1).all(
         axis=1
     )
-
-
-def _told(values) -> str:
-    return f"{np.mean(values):.1f}" + (f" ± {np.std(values, ddof=1):.1f}" if len(values) > 1 else "")
 
 
 if __name__ == "__main__":
