@@ -9,6 +9,7 @@ from statistics import mean, median
 
 from docutils import nodes
 from docutils.statemachine import StringList
+from sphinx.transforms import SphinxTransform
 from sphinx.util.docutils import SphinxDirective
 
 # --- reference pages that list what there is ----------------------------------------------------------------
@@ -153,6 +154,42 @@ class Faults(Measured):
         return [*table(rows, "faults"), "", said, "", *told]
 
 
+# --- formulas of docstrings -----------------------------------------------------------------------------------
+
+DOCSTRINGS = ("book/methods", "book/api")
+BRACKETS = re.compile(r"\\(?:begin|left)(?![a-z])|(?<!\\){|\\(?:end|right)(?![a-z])|(?<!\\)}|\\qquad|\n\n|&")
+
+
+def parts(formula: str) -> list[str]:
+    """What a formula has between its wide spaces and empty lines; one part if these are inside of something, or aligned."""
+    depth, start, found = 0, 0, []
+    for mark in BRACKETS.finditer(formula):
+        depth += (mark[0] in ("{", r"\begin", r"\left")) - (mark[0] in ("}", r"\end", r"\right"))
+        if depth == 0 and mark[0] == "&":
+            return [formula]
+        if depth == 0 and mark[0] in (r"\qquad", "\n\n"):
+            found.append(formula[start : mark.start()])
+            start = mark.end()
+    return [*found, formula[start:]]
+
+
+class Lines(SphinxTransform):
+    """A docstring's formula of several parts gets a line for each: side by side they are wider than a page."""
+
+    default_priority = 800
+
+    def apply(self, **_):
+        if self.env.docname not in DOCSTRINGS:
+            return
+        for formula in self.document.findall(nodes.math_block):
+            if len(lines := parts(formula.astext())) > 1:
+                text = r" \\ ".join(line.strip() for line in lines)
+                formula.children = [nodes.Text(rf"\begin{{gathered}} {text} \end{{gathered}}")]
+
+
+# --- tables, and what is kept out -----------------------------------------------------------------------------
+
+
 def escaped(text: str) -> str:
     """Text whose special characters stand for themselves."""
     return re.sub(r"([*`|\\_])", r"\\\1", text)
@@ -180,6 +217,7 @@ def without_thebe(app):
 def setup(app):
     without_thebe(app)
     app.connect("builder-inited", without_launch_buttons, priority=1)
+    app.add_transform(Lines)
     app.add_directive("speed", Speed)
     app.add_directive("launches", Launches)
     app.add_directive("faults", Faults)
