@@ -161,7 +161,7 @@ BRACKETS = re.compile(r"\\(?:begin|left)(?![a-z])|(?<!\\){|\\(?:end|right)(?![a-
 
 
 def parts(formula: str) -> list[str]:
-    """What a formula has between its wide spaces and empty lines; one part if these are inside of something, or aligned."""
+    """What a formula has between its wide spaces and empty lines: one part where these are inside of something."""
     depth, start, found = 0, 0, []
     for mark in BRACKETS.finditer(formula):
         depth += (mark[0] in ("{", r"\begin", r"\left")) - (mark[0] in ("}", r"\end", r"\right"))

@@ -14,7 +14,7 @@ def held_out(method, stream, seeds: Iterable[int], **options) -> float:
     It is the mean over the seeds, and NaN where one of them diverges.
 
     Arguments:
-        method, options: as for :func:`cl_lib.run`.
+        method, options: as for ``cl_lib.run``.
         stream: made with ``validation=0.1``, say. Raises InputError for one that holds nothing out.
     """
     learner = Learner(method, stream, seeds=seeds, **options)
