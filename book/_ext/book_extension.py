@@ -187,6 +187,14 @@ class Lines(SphinxTransform):
                 formula.children = [nodes.Text(rf"\begin{{gathered}} {text} \end{{gathered}}")]
 
 
+BOUNDED = re.compile(r"(?:~?typing\.)?Annotated\[((?:[^\[\],]|\[[^\[\]]*\])+), (?:[^\[\]()]|\([^()]*\))+\]")
+
+
+def without_bounds(app, what, name, obj, options, signature, returned):
+    """A signature with the type of a parameter alone: its bounds are the docstring's to tell."""
+    return BOUNDED.sub(r"\1", signature or "") or None, returned
+
+
 # --- tables, and what is kept out -----------------------------------------------------------------------------
 
 
@@ -217,6 +225,7 @@ def without_thebe(app):
 def setup(app):
     without_thebe(app)
     app.connect("builder-inited", without_launch_buttons, priority=1)
+    app.connect("autodoc-process-signature", without_bounds)
     app.add_transform(Lines)
     app.add_directive("speed", Speed)
     app.add_directive("launches", Launches)

@@ -259,3 +259,16 @@ def test_a_failing_notebook_fails_the_build(small, monkeypatch, capsys):
 )
 def test_a_formula_is_cut_where_nothing_is_open(formula, lines):
     assert book_extension.parts(formula) == lines
+
+
+@pytest.mark.parametrize(
+    ("signature", "plain"),
+    [
+        ("(m: Annotated[int, Bound(low=0, high=inf)] = 2, b: bool = True)", "(m: int = 2, b: bool = True)"),
+        ("(x: Annotated[float | None, Bound(low=0), 'words'])", "(x: float | None)"),
+        ("(x: Annotated[Literal['a', 'b'], Bound(low=0)])", "(x: Literal['a', 'b'])"),
+        ("()", "()"),
+    ],
+)
+def test_a_signature_tells_types_and_not_bounds(signature, plain):
+    assert book_extension.without_bounds(*[None] * 5, signature, "int") == (plain, "int")
