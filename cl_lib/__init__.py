@@ -6,6 +6,7 @@ from cl_lib.data.streams import Stream, from_datasets, permuted, rotated, shifte
 from cl_lib.errors import Diverged, InputError, PoorPairing
 from cl_lib.methods._base import Method
 from cl_lib.report.claims import claim, collect
+from cl_lib.results import metrics
 from cl_lib.results.result import Result
 from cl_lib.results.tracker import Tracker
 from cl_lib.seeds import Bag
@@ -34,6 +35,7 @@ __all__ = [
     "from_datasets",
     "load",
     "methods",
+    "metrics",
     "permuted",
     "rotated",
     "run",

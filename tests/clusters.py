@@ -22,7 +22,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from cl_lib.studies.table import name_of, read_rows
+from cl_lib.results.table import name_of, read_rows
 
 STUDY = """
 common: {dataset: digits, per_class: 20, epochs: 10, hidden: [20], scenario: domain, tasks: 2}

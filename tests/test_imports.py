@@ -8,7 +8,10 @@ import pytest
 import cl_lib
 
 HOUSE = Path(cl_lib.__file__).parent
-GROUND = ["errors", "files", "search", "seeds", "identity", "bounds", "naming", "signatures", "extras", "_torchvision"]
+GROUND = [
+    "errors", "files", "places", "search", "seeds", "identity", "bounds", "naming", "signatures", "extras",
+    "_torchvision",
+]  # fmt: skip
 #: each room, and what it may look into besides itself and the ground
 MAY = {
     "data": [],

@@ -9,6 +9,7 @@ from statistics import mean, median
 
 from docutils import nodes
 from docutils.statemachine import StringList
+from sphinx.transforms import SphinxTransform
 from sphinx.util.docutils import SphinxDirective
 
 # --- reference pages that list what there is ----------------------------------------------------------------
@@ -72,15 +73,25 @@ class Methods(Reference):
         return [*self.rst(table(rows, "methods")), *sections]
 
 
-class Speed(Reference):
-    """A table of what `make bench` measured, from its JSON file named in the argument."""
+class Measured(Reference):
+    """What a command of the repository measured and wrote into the JSON file named in the argument."""
 
     required_arguments, optional_arguments = 1, 0
 
     def run(self):
         path = Path(self.env.srcdir, self.arguments[0])
         self.env.note_dependency(str(path))
-        bench = json.loads(path.read_text())
+        return self.rst(self.lines(json.loads(path.read_text("utf-8"))))
+
+    def lines(self, report: dict) -> list[str]:
+        """What the page says of the file's content, in reStructuredText."""
+        raise NotImplementedError
+
+
+class Speed(Measured):
+    """A table of what `make bench` measured."""
+
+    def lines(self, bench):
         rows = [["method", "training time over the bare loop's", "floor", "what the floor counts", "accuracy"]]
         if bench["avalanche"]:
             rows[0].append("times faster than Avalanche")
@@ -104,21 +115,16 @@ class Speed(Reference):
         said = (
             f"{where['processor']}, one thread, Python {where['python']}, torch {where['torch']}{peer}; medians "
             f"(smallest to largest) of {where['rounds']} rounds in turn, commit {where['commit'][:7]}"
-            + " and changes."
+            + " and changes"
             * where["dirty"]
         )
-        return self.rst([*table(rows, "speed"), "", said])
+        return [*table(rows, "speed"), "", f"{said}."]
 
 
-class Launches(Reference):
-    """A table of what `benchmarks/launches.py` counted, from its JSON file named in the argument."""
+class Launches(Measured):
+    """A table of what `benchmarks/launches.py` counted."""
 
-    required_arguments, optional_arguments = 1, 0
-
-    def run(self):
-        path = Path(self.env.srcdir, self.arguments[0])
-        self.env.note_dependency(str(path))
-        counted = json.loads(path.read_text())
+    def lines(self, counted):
         rows = [["method", "as it is", "as it is, ten seeds", "recorded", "recorded, ten seeds", "waits"]]
         for key, by_seeds in counted["launches"].items():
             one, ten = by_seeds["1"], by_seeds["10"]
@@ -126,18 +132,13 @@ class Launches(Reference):
             rows.append([f"``{key}``", *launches, f"{ten['waits']:.1f}"])
         where = counted["origin"]
         said = f"Counted with torch {where['torch']} at commit {where['commit'][:7]}" + " and changes" * where["dirty"]
-        return self.rst([*table(rows, "launches"), "", f"{said}."])
+        return [*table(rows, "launches"), "", f"{said}."]
 
 
-class Faults(Reference):
-    """A table of what `make faults` tried and what became of it, from its JSON file named in the argument."""
+class Faults(Measured):
+    """A table of what `make faults` tried and what became of it."""
 
-    required_arguments, optional_arguments = 1, 0
-
-    def run(self):
-        path = Path(self.env.srcdir, self.arguments[0])
-        self.env.note_dependency(str(path))
-        report = json.loads(path.read_text("utf-8"))
+    def lines(self, report):
         where = report.pop("origin")
         rows, told = [["what was tried", "how often", "what became of it", "faults"]], []
         for name, part in report.items():
@@ -150,7 +151,51 @@ class Faults(Reference):
             + " and changes" * where["dirty"]
             + ("." if not told else ". The faults, one of each kind:")
         )
-        return self.rst([*table(rows, "faults"), "", said, "", *told])
+        return [*table(rows, "faults"), "", said, "", *told]
+
+
+# --- formulas of docstrings -----------------------------------------------------------------------------------
+
+DOCSTRINGS = ("book/methods", "book/api")
+BRACKETS = re.compile(r"\\(?:begin|left)(?![a-z])|(?<!\\){|\\(?:end|right)(?![a-z])|(?<!\\)}|\\qquad|\n\n|&")
+
+
+def parts(formula: str) -> list[str]:
+    """What a formula has between its wide spaces and empty lines: one part where these are inside of something."""
+    depth, start, found = 0, 0, []
+    for mark in BRACKETS.finditer(formula):
+        depth += (mark[0] in ("{", r"\begin", r"\left")) - (mark[0] in ("}", r"\end", r"\right"))
+        if depth == 0 and mark[0] == "&":
+            return [formula]
+        if depth == 0 and mark[0] in (r"\qquad", "\n\n"):
+            found.append(formula[start : mark.start()])
+            start = mark.end()
+    return [*found, formula[start:]]
+
+
+class Lines(SphinxTransform):
+    """A docstring's formula of several parts gets a line for each: side by side they are wider than a page."""
+
+    default_priority = 800
+
+    def apply(self, **_):
+        if self.env.docname not in DOCSTRINGS:
+            return
+        for formula in self.document.findall(nodes.math_block):
+            if len(lines := parts(formula.astext())) > 1:
+                text = r" \\ ".join(line.strip() for line in lines)
+                formula.children = [nodes.Text(rf"\begin{{gathered}} {text} \end{{gathered}}")]
+
+
+BOUNDED = re.compile(r"(?:~?typing\.)?Annotated\[((?:[^\[\],]|\[[^\[\]]*\])+), (?:[^\[\]()]|\([^()]*\))+\]")
+
+
+def without_bounds(app, what, name, obj, options, signature, returned):
+    """A signature with the type of a parameter alone: its bounds are the docstring's to tell."""
+    return BOUNDED.sub(r"\1", signature or "") or None, returned
+
+
+# --- tables, and what is kept out -----------------------------------------------------------------------------
 
 
 def escaped(text: str) -> str:
@@ -180,6 +225,8 @@ def without_thebe(app):
 def setup(app):
     without_thebe(app)
     app.connect("builder-inited", without_launch_buttons, priority=1)
+    app.connect("autodoc-process-signature", without_bounds)
+    app.add_transform(Lines)
     app.add_directive("speed", Speed)
     app.add_directive("launches", Launches)
     app.add_directive("faults", Faults)

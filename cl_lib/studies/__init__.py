@@ -4,4 +4,4 @@ What a file may say stands in ``schema``, what it means in ``cells``. ``runner``
 what was found is in a ``store`` at one of the ``places``, and ``frame`` reads the ``table`` of it.
 """
 
-from cl_lib.studies.table import frame as frame
+from cl_lib.results.table import frame as frame

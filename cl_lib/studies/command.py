@@ -2,12 +2,12 @@
 
 from cl_lib.bounds import read as read_word
 from cl_lib.errors import InputError
+from cl_lib.results.table import export
 from cl_lib.studies.backends import NAMES, Backend
 from cl_lib.studies.cells import Machine, Study, studies, study
 from cl_lib.studies.plan import plan, shown, watch
 from cl_lib.studies.runner import Part, RunsFailed, run_study
 from cl_lib.studies.store import Store
-from cl_lib.studies.table import export
 
 EVERY = 5.0  # seconds between looks at a running study
 

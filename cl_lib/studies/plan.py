@@ -8,9 +8,9 @@ import pandas as pd
 
 from cl_lib.errors import InputError
 from cl_lib.nets import memory
+from cl_lib.results.table import name_of
 from cl_lib.studies.cells import Cell, Machine, MethodCell, Study
 from cl_lib.studies.store import Store
-from cl_lib.studies.table import name_of
 from cl_lib.training.learner import Learner
 
 HOUR = 3600

@@ -17,10 +17,10 @@ from dataclasses import dataclass
 
 from cl_lib import search
 from cl_lib.errors import Diverged, InputError
+from cl_lib.results.table import name_of
 from cl_lib.studies.backends import DEATHS, Backend, WorkerDied
 from cl_lib.studies.cells import Cell, Machine, Study, study
 from cl_lib.studies.store import Store
-from cl_lib.studies.table import name_of
 from cl_lib.training.progress import Countdown
 from cl_lib.training.request import pick_device
 

@@ -11,9 +11,9 @@ import json
 from collections.abc import Iterable, Iterator
 
 from cl_lib.identity import provenance
+from cl_lib.places import place
+from cl_lib.results.table import name_of, parse
 from cl_lib.studies.cells import Cell, Study
-from cl_lib.studies.places import place
-from cl_lib.studies.table import name_of, parse
 
 FAILED = ".failed.json"
 

@@ -6,12 +6,12 @@ from cl_lib import bounds, search
 from cl_lib.data import kinds
 from cl_lib.errors import InputError
 from cl_lib.methods._registry import registry
+from cl_lib.results.table import name_of
 from cl_lib.studies import best
 from cl_lib.studies.cells import Machine, MethodCell, Study
 from cl_lib.studies.runner import search_ranges
 from cl_lib.studies.spaces import space
 from cl_lib.studies.store import Store
-from cl_lib.studies.table import name_of
 
 SCENARIOS = ("task", "domain", "class")
 

@@ -11,6 +11,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from PIL import Image as Picture
 
 from book import build
+from book._ext import book_extension
 from cl_lib.errors import InputError
 from cl_lib.report import notebooks
 
@@ -240,3 +241,34 @@ def test_a_failing_notebook_fails_the_build(small, monkeypatch, capsys):
     monkeypatch.setattr(build.build, "__defaults__", (None, small, False, None, "html"))
     assert build.main([]) == 1
     assert "01_one.ipynb, cell 3 (1 / 0): ZeroDivisionError" in capsys.readouterr().err
+
+
+# --- formulas -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("formula", "lines"),
+    [
+        (r"a = b, \qquad c = d", [r"a = b, ", " c = d"]),
+        (r"a = \underbrace{b \qquad c}_{d}", [r"a = \underbrace{b \qquad c}_{d}"]),
+        (r"\begin{cases} a \qquad b \end{cases} \qquad c", [r"\begin{cases} a \qquad b \end{cases} ", " c"]),
+        (r"\left\{ a \qquad b \right\}", [r"\left\{ a \qquad b \right\}"]),
+        (r"a \leftarrow b \qquad c \rightarrow d", [r"a \leftarrow b ", r" c \rightarrow d"]),
+        (r"a &= b \qquad c \\ d &= e", [r"a &= b \qquad c \\ d &= e"]),
+    ],
+)
+def test_a_formula_is_cut_where_nothing_is_open(formula, lines):
+    assert book_extension.parts(formula) == lines
+
+
+@pytest.mark.parametrize(
+    ("signature", "plain"),
+    [
+        ("(m: Annotated[int, Bound(low=0, high=inf)] = 2, b: bool = True)", "(m: int = 2, b: bool = True)"),
+        ("(x: Annotated[float | None, Bound(low=0), 'words'])", "(x: float | None)"),
+        ("(x: Annotated[Literal['a', 'b'], Bound(low=0)])", "(x: Literal['a', 'b'])"),
+        ("()", "()"),
+    ],
+)
+def test_a_signature_tells_types_and_not_bounds(signature, plain):
+    assert book_extension.without_bounds(*[None] * 5, signature, "int") == (plain, "int")

@@ -21,7 +21,6 @@ from book import build
 pytestmark = pytest.mark.xdist_group("book")  # one worker builds the pages once
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 PHONE, DESK = {"width": 390, "height": 844}, {"width": 1440, "height": 900}
-LONG = ("book/methods", "book/api")  # the library's own lines and long formulas scroll
 CHAPTERS = [page for page in build.pages() if re.match(r"notebooks/\d\d_", page)]
 
 
@@ -269,7 +268,7 @@ def test_every_page_is_legible_and_fits(tab, address, size, mode):
         assert beyond <= 0, f"{name} is wider than the screen"
         assert page.evaluate(WIDER) == [], name
         scrolling = page.evaluate(SCROLLS)
-        if size == DESK and name not in LONG:
+        if size == DESK:
             assert scrolling == [], name
         assert [text for kind, text in scrolling if kind == "page"] == [], name
         assert page.evaluate(CONTRAST) == [], name
@@ -286,6 +285,20 @@ def test_mathematics_is_drawn_with_the_network_off(tab, address):
     assert box["width"] > 100
     assert box["height"] > 15
     assert page.locator("mjx-merror").count() == 0
+
+
+def test_a_long_formula_is_set_smaller_before_it_has_to_be_scrolled(tab, address):
+    page = tab(PHONE)
+    page.goto(f"{address}book/methods.html")
+    settle(page)
+    sizes = """() => [...document.querySelectorAll('div.math mjx-container')].map(e =>
+        [e.scrollWidth / e.clientWidth, parseFloat(getComputedStyle(e).fontSize)])"""
+    page.wait_for_function(f"({sizes})().some(([_, size]) => size < 15)")
+    found = page.evaluate(sizes)
+    usual, least = max(size for _, size in found), min(size for _, size in found)
+    assert least == pytest.approx(2 / 3 * usual, rel=0.02)
+    assert all(size == least for share, size in found if share > 1.01), "what scrolls is as small as it gets"
+    assert sum(share > 1.01 for share, _ in found) < len(found) / 3
 
 
 def test_the_reader_can_turn_the_pages(tab, address):

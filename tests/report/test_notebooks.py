@@ -78,6 +78,23 @@ def test_what_changes_from_run_to_run_is_not_stored(chapter):
         assert not any(re.search(r" at 0x[0-9a-f]{6,}", text) for text in texts(cell)), cell.source
 
 
+def test_no_object_is_shown_in_place_of_what_it_holds(chapter):
+    for cell in chapter.cells:
+        for text in texts(cell):
+            assert not re.search(r"(?:<|&lt;)(?:function|bound method|[\w.]+ object)\b", text), cell.source
+
+
+def test_its_cells_need_few_names(chapter):
+    """cl_lib itself, what shows (``cl_lib.report``), and at most two more."""
+    names = []
+    for cell in chapter.cells:
+        if cell.cell_type == "code" and not cell.source.startswith("%%writefile"):
+            nodes = ast.walk(ast.parse(re.sub(r"^\s*[%!].*|^.* = !.*", "", cell.source, flags=re.MULTILINE)))
+            froms = [node for node in nodes if isinstance(node, ast.ImportFrom) and node.module.startswith("cl_lib")]
+            names += [alias.name for node in froms if node.module != "cl_lib.report" for alias in node.names]
+    assert len(names) <= 2, names
+
+
 def test_nbval_compares_its_verdicts(path, chapter):
     compared = notebooks.tagged(chapter, "nbval-check-output")
     assert compared

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from cl_lib.cli import main
+from cl_lib.results.table import name_of, read_rows
 from cl_lib.studies.cells import study
 from cl_lib.studies.runner import Part, run_study
-from cl_lib.studies.table import name_of, read_rows
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "notebooks" / "experiments" / "slurm.sh"

@@ -8,9 +8,9 @@ import pytest
 
 import cl_lib
 from cl_lib.cli import main
+from cl_lib.results.table import frame
 from cl_lib.studies.cells import studies, study
 from cl_lib.studies.runner import run_study
-from cl_lib.studies.table import frame
 
 ROOT = Path(__file__).resolve().parents[2]
 PATHS = sorted((ROOT / "notebooks" / "experiments").glob("*.yaml"))

@@ -1,6 +1,5 @@
 """A study is run: results that go on, the command, searches, and a script that reads what was found."""
 
-import importlib.util
 import json
 from pathlib import Path
 
@@ -125,18 +124,3 @@ def test_other_streams(grid, tmp_path):
     place = run_study(grid, "turned", tmp_path, report=str)
     expected = cl_lib.run("finetune", cl_lib.rotated("digits", tasks=2, per_class=8), epochs=1, hidden=[10])
     assert frame(place).acc[0] == pytest.approx(float(expected.metrics().acc.iloc[0]), abs=1e-5)
-
-
-def test_the_three_scenarios_stand_beside_published_numbers(tmp_path):
-    place = ROOT / "notebooks" / "experiments" / "three_scenarios.py"
-    spec = importlib.util.spec_from_file_location("three_scenarios", place)
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-    rows = [
-        {"run": {"method": "ewc", "optimizer": "adam", **more}, "seed": seed, "acc": acc}
-        for more, seed, acc in (({}, 0, 0.5), ({}, 1, 0.7), ({"decay": 1.0}, 0, 0.9))
-    ]
-    (tmp_path / "three-scenarios-task.json").write_text(json.dumps({"rows": rows}))
-    lines = {line.split(" | ")[0].strip("| "): line.split(" | ")[1:] for line in script.table(tmp_path).split("\n")}
-    assert lines["EWC"][:2] == ["60.0 ± 14.1 (2)", "97.7 ± 0.8"] and lines["Online EWC"][0] == "90.0 (1)"
-    assert lines["LwF"][5].startswith("24.2 ± 0.3") and lines["LwF"][4] == ""

@@ -12,10 +12,10 @@ import pytest
 
 import cl_lib
 from cl_lib.cli import main
+from cl_lib.results.table import name_of, read_rows
 from cl_lib.studies import cells, frame
 from cl_lib.studies.runner import run_study
 from cl_lib.studies.store import Store
-from cl_lib.studies.table import name_of, read_rows
 
 GRID = """
 common: {dataset: digits, per_class: 20, epochs: 20, hidden: [10], scenario: domain, tasks: 2}

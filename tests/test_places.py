@@ -8,12 +8,13 @@ import uuid
 import pytest
 
 import cl_lib
+from cl_lib import places
 from cl_lib.cli import main
-from cl_lib.studies import frame, places
+from cl_lib.places import Bucket, Folder, place
+from cl_lib.results.table import read_rows
+from cl_lib.studies import frame
 from cl_lib.studies.cells import MethodCell
-from cl_lib.studies.places import Bucket, Folder, place
 from cl_lib.studies.runner import run_study
-from cl_lib.studies.table import read_rows
 
 STUDIES = """
 common: {dataset: digits, per_class: 4, epochs: 1, hidden: [8], tasks: 2}

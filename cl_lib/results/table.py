@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 
 from cl_lib.errors import InputError
-from cl_lib.studies.places import place
+from cl_lib.places import place
 
 APART = ("run", "chosen", "code", "file")  # what a row holds besides settings and what was measured
 

@@ -1,0 +1,84 @@
+"""What was measured before, comes with the book in ``data/results``, and is shown beside published numbers.
+
+python -m cl_lib.report.archive    the three scenarios of Split-MNIST, as a table in Markdown
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+
+from cl_lib.report import tables
+from cl_lib.results import table
+
+RESULTS = Path(__file__).resolve().parents[2] / "data" / "results"
+SCENARIOS = ("task", "domain", "class")
+#: what a row of ours is called in Hsu et al.'s table 2: the settings that tell it
+HSU = {
+    "Adam": {"method": "finetune", "optimizer": "adam"},
+    "SGD": {"method": "finetune", "optimizer": "sgd"},
+    "EWC": {"method": "ewc", "decay": None},
+    "Online EWC": {"method": "ewc", "decay": 1.0},
+    "SI": {"method": "si"},
+    "MAS": {"method": "mas"},
+    "LwF": {"method": "lwf"},
+    "Naive rehearsal": {"method": "er", "memory": 1100},
+    "Naive rehearsal-C": {"method": "er", "memory": 4400},
+    "GEM": {"method": "gem"},
+    "DGR": {"method": "dgr", "temperature": None},
+    "DGR, τ = 2": {"method": "dgr", "temperature": 2.0},
+    "Joint": {"method": "joint"},
+}
+
+
+def study(name: str, results: Path = RESULTS) -> pd.DataFrame:
+    """The runs of ``<name>.json`` as :func:`cl_lib.results.table.frame` gives them; none where it was not run."""
+    place = Path(results, f"{name}.json")
+    return table.frame(place) if place.is_file() else pd.DataFrame()
+
+
+def overview(name: str, label: Callable[[pd.Series], str], results: Path = RESULTS) -> pd.DataFrame:
+    """A study as a page shows it: accuracy and forgetting in per cent, mean ± standard deviation, and n, by ``label``.
+
+    Arguments:
+        label: what a run (a row of :func:`study`) is called; runs of one name are seeds of one row.
+    """
+    runs = study(name, results)
+    if not len(runs):
+        return runs
+    rows = runs.groupby(runs.apply(label, axis=1), sort=False)
+    columns = {"ACC, %": rows.acc.agg(tables.spread), "forgetting": rows.forgetting.agg(tables.spread)}
+    return pd.DataFrame(columns | {"n": rows.acc.count()})
+
+
+def three_scenarios(results: Path = RESULTS) -> pd.DataFrame:
+    """Accuracy after the last of five tasks of Split-MNIST, in per cent, beside Hsu et al. (2018, table 2).
+
+    A row for each method, columns (scenario, "ours, n" or "Hsu et al."): mean ± standard deviation over seeds, and of
+    ours their number. What was not run, or is not theirs, is empty. The protocol is that of van de Ven & Tolias
+    (2019): ``notebooks/experiments/three-scenarios.yaml``.
+    """
+    theirs = pd.read_csv(RESULTS.parent / "published" / "hsu2018.csv").set_index(["scenario", "method"])
+    cells = {}
+    for scenario in SCENARIOS:
+        ours = study(f"three-scenarios-{scenario}", results)
+        for name, settings in HSU.items():
+            own = ours[_matching(ours, settings)].acc if len(ours) else []
+            published = theirs.loc[[(scenario, name)]] if (scenario, name) in theirs.index else []
+            cells.setdefault((scenario, "ours, n"), {})[name] = f"{tables.spread(own)}, {len(own)}" if len(own) else ""
+            cells.setdefault((scenario, "Hsu et al."), {})[name] = (
+                f"{published['value'].item():.1f} ± {published['std'].item():.1f}" if len(published) else ""
+            )
+    return pd.DataFrame(cells)
+
+
+def _matching(runs: pd.DataFrame, settings: dict) -> pd.Series:
+    """Which runs have these settings; None is a setting that a run does not name."""
+    columns = runs.reindex(columns=list(settings))
+    return pd.concat([columns[k].isna() if v is None else columns[k] == v for k, v in settings.items()], axis=1).all(
+        axis=1
+    )
+
+
+if __name__ == "__main__":
+    print(three_scenarios().to_markdown())
