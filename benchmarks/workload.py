@@ -23,6 +23,7 @@ SETTINGS = {
     "recl": {"iterations": 20},
     "flashback": {"primary_epochs": 1, "flashback_epochs": 1},
     "eidetic": {"step": 0.3, "recovery": 1, "router_epochs": 1},
+    "packnet": {"retrain": 0.0},  # the cost of a step: how many more retraining takes is a figure of its own
 }
 
 

@@ -36,6 +36,9 @@ class XDER(Method):
     **Margins.** 𝓛_m is a sum of two hinges, each a mean over its positive entries: the largest probability of a past
     row may not come within m of the largest of a present one (new samples; none of the gradient reaches the past
     row), and the largest future logit not within m of the largest logit of the sample's own task (new and stored).
+    The first is all that ever compares new rows with past ones on new images. η = 0.01 is tuned for ten classes a task
+    and 50 epochs: after a few epochs on two classes the past rows are still the larger ones (Split-MNIST, 200 images a
+    class, 5 epochs: 10 % of the newest task's images are told by their class, 69 % with η = 1; overall 72 and 82 %).
 
     **Stored logits.** A replayed sample's rows from the present task on are overwritten by what the network gives now,
     the first time surely, the n-th with probability 1/n, see :func:`implanted`. When a task ends the past rows of new

@@ -153,6 +153,11 @@ def test_packnet_of_a_growing_stream():
     learner.learn()
     for task, before in enumerate(old):
         assert torch.equal(scores(learner, task)[:, :6], before[:, :6])
+    full = Learner("packnet", little(tasks=2, first=5), **SMALL | {"hidden": (4, 4)}, prune=0.1, prune_last=True)
+    full.learn(), full.learn()
+    full.extend((x, y + 20), (x, y + 20))
+    with pytest.raises(InputError, match=r"full at task 2: body\.3\.weight has 1 of its 16"):
+        full.learn()
     with pytest.raises(InputError, match="prune_last=True"):
         last = Learner("packnet", little(), **SMALL)
         for _ in range(3):
@@ -481,6 +486,15 @@ def test_supsup_weights_and_gradients():
         assert grads[name][masks[name] == 0].any()
     dense = Learner("supsup", little(), keep=1.0, **EAGER).net()
     assert all((dense.module.mask(s) == 1).all() for s in dense.params.values())
+
+
+def test_supsup_scores_begin_as_the_authors_do():
+    """Uniform within 1/√fan-in, so that a step of one size turns over as many weights in wide layers as in narrow."""
+    learner = Learner("supsup", little(), **SMALL | {"hidden": (64, 32)})
+    for i, fan in enumerate((64, 64, 32)):
+        score = next(p for name, p in learner.params.items() if name.endswith(f"scores.{i}"))
+        assert 0.95 < float(score.abs().max()) * math.sqrt(fan) <= 1
+        assert abs(float(score.mean())) * math.sqrt(fan) < 0.1
 
 
 def test_supsup_draws_new_scores_for_each_task():

@@ -172,7 +172,10 @@ def test_no_second_phase_leaves_the_start_state(host, monkeypatch):
     seen = watched(monkeypatch)
     settings = {"host.balanced_epochs": 0} if host == "lucir" else {}
     learner = learned(flashback(host, flashback_epochs=0, **settings), digits(host), tasks=2)
-    alike(Bag(learner.params | learner.buffers), seen.marks[-1].networks)
+    now, start = Bag(learner.params | learner.buffers), Bag(seen.marks[-1].networks)
+    if host == "wa":  # the end of its task scales new rows
+        now["head.weight"][:, learner.masks(1).present] = start["head.weight"][:, learner.masks(1).present]
+    alike(now, start)
 
 
 def test_no_first_phase_adds_stiffness_at_the_old_optimum(monkeypatch):
