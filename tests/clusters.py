@@ -84,7 +84,7 @@ class Ray:
 
     def __init__(self, folder: Path, port: int):
         address = f"127.0.0.1:{port}"
-        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(16))  # this cluster's own
+        os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(16)}  # this cluster's own
         here = ["--node-ip-address", "127.0.0.1", "--block", "--disable-usage-stats", "--object-store-memory", 10**8]
         head = ["--head", "--port", port, "--num-cpus", 0, "--include-dashboard", "false"]
         self.head = started(*RAY, "start", *head, *here, log=folder / "log", cwd=folder)

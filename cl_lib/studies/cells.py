@@ -243,7 +243,7 @@ class Study:
     common: dict = field(default_factory=dict)
 
     def told(self, cell: Cell) -> str:
-        """A cell in words: what the file does not say of all of them."""
+        """A cell in words: what is not said of all of them."""
         return " ".join(f"{k}={v}" for k, v in cell.settings.items() if self.common.get(k) != v)
 
     def runs(self) -> list[tuple[Cell, int]]:
@@ -284,7 +284,7 @@ def _study(path: Path, common: dict, name: str, about: dict, seeds: int | None) 
     ]
     number = seeds or about.get("seeds", 1)
     cells = tuple(_cell(one, path.parent, number) for one in settings)
-    study = Study(path, name, cells, number, about.get("about", ""), SEARCH | about.get("search", {}), common)
+    study = Study(path, name, cells, number, about.get("about", ""), SEARCH | about.get("search", {}), shared)
     return study
 
 
