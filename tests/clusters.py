@@ -84,13 +84,22 @@ class Ray:
 
     def __init__(self, folder: Path, port: int):
         address = f"127.0.0.1:{port}"
-        os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(16)}  # this cluster's own
+        own = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(16)}  # this cluster's
+        os.environ |= own | {"RAY_raylet_start_wait_time_s": f"{PATIENCE:.0f}"}
         here = ["--node-ip-address", "127.0.0.1", "--block", "--disable-usage-stats", "--object-store-memory", 10**8]
         head = ["--head", "--port", port, "--num-cpus", 0, "--include-dashboard", "false"]
         self.head = started(*RAY, "start", *head, *here, log=folder / "log", cwd=folder)
         answers(port)
         one = [*RAY, "start", "--address", address, "--num-cpus", 1, *here]
-        self.workers = [started(*one, log=folder / "log", cwd=folder) for _ in range(2)]
+        self.workers = []
+        for number in range(2):
+            log = folder / f"log-{port}-{number}"
+            self.workers.append(started(*one, log=log, cwd=folder))
+            until = time.monotonic() + PATIENCE
+            while "runtime started" not in log.read_text():
+                if time.monotonic() > until:
+                    raise TimeoutError(f"a node of Ray did not start:\n{log.read_text()[-2000:]}")
+                time.sleep(0.2)
         self.words = ["--backend", "ray", "--address", address]
 
     def stop(self) -> None:

@@ -282,15 +282,14 @@ def _study(path: Path, common: dict, name: str, about: dict, seeds: int | None) 
         for values in itertools.product(*axes.values())
         for one in [*about.get("methods", []), *about.get("notebooks", [])]
     ]
-    number = seeds or about.get("seeds", 1)
+    number = seeds or about.get("seeds")
     cells = tuple(_cell(one, path.parent, number) for one in settings)
-    study = Study(path, name, cells, number, about.get("about", ""), SEARCH | about.get("search", {}), shared)
-    return study
+    return Study(path, name, cells, number or 1, about.get("about", ""), SEARCH | about.get("search", {}), shared)
 
 
-def _cell(settings: dict, beside: Path, seeds: int) -> Cell:
+def _cell(settings: dict, beside: Path, seeds: int | None) -> Cell:
     if "notebook" not in settings:
         return MethodCell(settings)
     cell = NotebookCell(settings, beside)
-    counted = "seeds" not in settings and "seeds" in cell.known and "seed" not in cell.known
+    counted = seeds is not None and "seeds" not in settings and "seeds" in cell.known and "seed" not in cell.known
     return dataclasses.replace(cell, settings={**settings, "seeds": seeds}) if counted else cell
