@@ -19,7 +19,7 @@ MAY = {
     "results": ["nets", "methods"],
     "training": ["data", "nets", "methods", "results"],
     "report": ["results"],
-    "studies": ["data", "methods", "results", "training", "report"],
+    "studies": ["data", "nets", "methods", "results", "training", "report"],
 }
 FILES = sorted(HOUSE.rglob("*.py"))
 

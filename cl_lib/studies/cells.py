@@ -204,9 +204,10 @@ class NotebookCell:
         return {name: value for name, value in self.settings.items() if name != "notebook"}
 
     def check(self) -> None:
+        known = self.known
         for name in self.given():
-            if name not in self.known:
-                raise suggest(name, self.known, f"parameter of {self.path.name}")
+            if name not in known:
+                raise suggest(name, known, f"parameter of {self.path.name}")
 
     def code(self) -> dict[str, str]:
         return {}

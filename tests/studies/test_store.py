@@ -50,7 +50,7 @@ def together(grid, name, out, processes=2):
 
 def numbers(rows):
     """What a row measured, time apart, by the name of its run."""
-    return {name_of(r["run"], r["seed"]): {k: v for k, v in r.items() if k != "seconds"} for r in rows}
+    return {name_of(r["run"], r["seed"]): {k: v for k, v in r.items() if not k.endswith("seconds")} for r in rows}
 
 
 def everything(told):
