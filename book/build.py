@@ -102,8 +102,10 @@ def build(
     shutil.copy(root / "index.md", copy)
     shutil.copytree(root / "book", copy / "book", ignore=shutil.ignore_patterns("__pycache__"))
     if (results := root / "data" / "results").is_dir():  # a page may show what was measured
-        shutil.copytree(results, copy / "data" / "results")
+        shutil.copytree(results, copy / "data" / "results", ignore=_folders)  # not each run's own files
     (copy / "notebooks").mkdir()
+    if (studies := root / "notebooks" / "experiments").is_dir():  # or what was run
+        shutil.copytree(studies, copy / "notebooks" / "experiments", ignore=shutil.ignore_patterns("__pycache__"))
     if tracked:
         executed = {path: path for path in sources(root)}
     else:
@@ -122,6 +124,10 @@ def build(
     made.replace(out)
     shutil.rmtree(work)
     return out / "index.html"
+
+
+def _folders(folder: str, names: list[str]) -> list[str]:
+    return [name for name in names if (Path(folder) / name).is_dir()]
 
 
 def _sphinx(source: Path, out: Path, builder: str) -> None:

@@ -22,6 +22,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from cl_lib.places import place
 from cl_lib.results.table import name_of, read_rows
 
 STUDY = """
@@ -84,13 +85,22 @@ class Ray:
 
     def __init__(self, folder: Path, port: int):
         address = f"127.0.0.1:{port}"
-        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(16))  # this cluster's own
+        own = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(16)}  # this cluster's
+        os.environ |= own | {"RAY_raylet_start_wait_time_s": f"{PATIENCE:.0f}"}
         here = ["--node-ip-address", "127.0.0.1", "--block", "--disable-usage-stats", "--object-store-memory", 10**8]
         head = ["--head", "--port", port, "--num-cpus", 0, "--include-dashboard", "false"]
         self.head = started(*RAY, "start", *head, *here, log=folder / "log", cwd=folder)
         answers(port)
         one = [*RAY, "start", "--address", address, "--num-cpus", 1, *here]
-        self.workers = [started(*one, log=folder / "log", cwd=folder) for _ in range(2)]
+        self.workers = []
+        for number in range(2):
+            log = folder / f"log-{port}-{number}"
+            self.workers.append(started(*one, log=log, cwd=folder))
+            until = time.monotonic() + PATIENCE
+            while "runtime started" not in log.read_text():
+                if time.monotonic() > until:
+                    raise TimeoutError(f"a node of Ray did not start:\n{log.read_text()[-2000:]}")
+                time.sleep(0.2)
         self.words = ["--backend", "ray", "--address", address]
 
     def stop(self) -> None:
@@ -175,13 +185,14 @@ def on_s3(folder: Path, alone: dict) -> None:
         import s3fs
 
         s3fs.S3FileSystem(endpoint_url=env["AWS_ENDPOINT_URL"]).mkdir("results")
+        with place("s3://results/claims").claim("a") as mine, place("s3://results/claims").claim("a") as theirs:
+            one = mine and not theirs
         both = [study(folder, "s3://results/all", env=env) for _ in range(2)]
-        for one in both:
-            finished(one, folder)
+        for running in both:
+            finished(running, folder)
         finished(study(folder, "s3://results/all", "--collect"), folder)
-        begun_twice = (folder / "told").read_text().count("acc ") - len(alone)
-        same = numbers("s3://results/all/own-some.json") == alone
-        print(f"s3: two processes, {begun_twice} runs done twice, the same: {same}", flush=True)
+        same = one and numbers("s3://results/all/own-some.json") == alone
+        print(f"s3: one holder of a claim: {one}; two processes at one moment, the same: {same}", flush=True)
         if not same:
             raise SystemExit("s3: other rows than those of a folder")
     finally:
@@ -192,8 +203,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("what", nargs="*", default=["dask", "ray", "s3"], choices=["dask", "ray", "s3"])
     asked = parser.parse_args()
-    with tempfile.TemporaryDirectory() as place:
-        folder = Path(place)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
         (folder / "own.yaml").write_text(STUDY)
         finished(study(folder, folder / "alone"), folder)
         alone = numbers(folder / "alone" / "own-some.json")

@@ -23,7 +23,7 @@ MAY = {
     "training": ["data", "nets", "methods", "results"],
     "report": ["results"],
     "testing": ["data", "nets", "methods", "results", "training"],
-    "studies": ["data", "methods", "results", "training", "report"],
+    "studies": ["data", "nets", "methods", "results", "training", "report"],
 }
 FILES = sorted(HOUSE.rglob("*.py"))
 

@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from cl_lib.errors import InputError
 from cl_lib.files import read_tensors, write_tensors
@@ -275,6 +274,8 @@ class Result:
         order = [there.index(seed) for seed in seeds]
         alike = lambda group: {k: [getattr(r, group)[k] for r in results] for k in getattr(first, group)}
         names = [rows for result in results for rows in result.classes]
+        by_path = [dict(flatten(result.kept)) for result in results]  # in whatever order a file has them
+        kept = {path: [tensors[path] for tensors in by_path] for path in by_path[0]}
         return cls(
             config=first.config,
             seeds=seeds,
@@ -288,7 +289,7 @@ class Result:
             curves={key: _concatenate(values)[order] for key, values in alike("curves").items()},
             provenance=first.provenance,
             weights={key: torch.cat(values)[order] for key, values in alike("weights").items()},
-            kept=pytree.tree_map(lambda *ts: cat_padded(ts)[order], *(r.kept for r in results)),
+            kept=unflatten({path: cat_padded(ts)[order] for path, ts in kept.items()}, hollow(first.kept)),
             rows=first.rows,
             dropped={seed: why for result in results for seed, why in result.dropped.items()},
             network=first.network,

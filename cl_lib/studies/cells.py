@@ -204,9 +204,10 @@ class NotebookCell:
         return {name: value for name, value in self.settings.items() if name != "notebook"}
 
     def check(self) -> None:
+        known = self.known
         for name in self.given():
-            if name not in self.known:
-                raise suggest(name, self.known, f"parameter of {self.path.name}")
+            if name not in known:
+                raise suggest(name, known, f"parameter of {self.path.name}")
 
     def code(self) -> dict[str, str]:
         return {}
@@ -243,7 +244,7 @@ class Study:
     common: dict = field(default_factory=dict)
 
     def told(self, cell: Cell) -> str:
-        """A cell in words: what the file does not say of all of them."""
+        """A cell in words: what is not said of all of them."""
         return " ".join(f"{k}={v}" for k, v in cell.settings.items() if self.common.get(k) != v)
 
     def runs(self) -> list[tuple[Cell, int]]:
@@ -282,15 +283,14 @@ def _study(path: Path, common: dict, name: str, about: dict, seeds: int | None) 
         for values in itertools.product(*axes.values())
         for one in [*about.get("methods", []), *about.get("notebooks", [])]
     ]
-    number = seeds or about.get("seeds", 1)
+    number = seeds or about.get("seeds")
     cells = tuple(_cell(one, path.parent, number) for one in settings)
-    study = Study(path, name, cells, number, about.get("about", ""), SEARCH | about.get("search", {}), common)
-    return study
+    return Study(path, name, cells, number or 1, about.get("about", ""), SEARCH | about.get("search", {}), shared)
 
 
-def _cell(settings: dict, beside: Path, seeds: int) -> Cell:
+def _cell(settings: dict, beside: Path, seeds: int | None) -> Cell:
     if "notebook" not in settings:
         return MethodCell(settings)
     cell = NotebookCell(settings, beside)
-    counted = "seeds" not in settings and "seeds" in cell.known and "seed" not in cell.known
+    counted = seeds is not None and "seeds" not in settings and "seeds" in cell.known and "seed" not in cell.known
     return dataclasses.replace(cell, settings={**settings, "seeds": seeds}) if counted else cell

@@ -59,7 +59,8 @@ def run(
         seeds_at_once: how many seeds are stacked on one device; all on CUDA, one on a CPU, unless stated.
         jobs: how many processes, of one thread each, share the seeds. Numbers depend on neither of the two.
         out: a folder for results. A run that finished there, by the same code, is loaded instead of repeated, which
-            is said; one that was killed goes on after its last finished task; ``fresh=True`` starts anew.
+            is said, and so are those of single seeds, of which the others are then run; one that was killed goes on
+            after its last finished task; ``fresh=True`` starts anew.
         progress: whether to show how it goes, as a bar on a terminal and as a line now and then elsewhere; by default
             everywhere but in notebooks.
         capture: whether steps become CUDA graphs; by default on CUDA.
@@ -100,22 +101,24 @@ def run(
         writable(place.parent)
         if not fresh:
             _tell_of_others(place, config)
-    jobs = min(jobs, len(seeds))
-    share = -(-len(seeds) // jobs)
-    groups = [seeds[i : i + share] for i in range(0, len(seeds), share)]
+    apart = {} if place is None or fresh or len(seeds) == 1 else _finished_apart(place.parent, name, config, seeds)
+    left = tuple(seed for seed in seeds if seed not in apart)
+    share = max(1, -(-len(left) // jobs))
+    groups = [left[i : i + share] for i in range(0, len(left), share)]
     files = [place and place.with_name(f"{name(group)}.checkpoint") for group in groups]
     if fresh:
         for file in files:
             file and file.unlink(missing_ok=True)
     tasks = [(method, stream, group, settings, code, file) for group, file in zip(groups, files, strict=True)]
-    if len(groups) == 1:
-        results = [run_group(*tasks[0])]
+    if len(groups) > 1:
+        results = processes(len(groups))(joblib.delayed(run_in_one_thread)(*task) for task in tasks)
     else:
-        results = processes(jobs)(joblib.delayed(run_in_one_thread)(*task) for task in tasks)
-    result = Result.join(results, seeds)
+        results = [run_group(*task) for task in tasks]
+    result = Result.join([*results, *apart.values()], seeds)
+    result.network = result.network or (lambda: initial_network(method, stream, training, seeds[0]))
     if np.isnan(result.R[:, -1, 0]).all():
         raise Diverged(f"{method.key}: every seed diverged. Lower lr or a strength, or bound the gradient with clip.")
-    if len(groups) > 1:
+    if len(groups) > 1 or apart:
         _tell_of_lost(result)
     if place is not None:
         result.save(place)
@@ -138,6 +141,15 @@ def _finished(place: Path, config: dict, seeds: tuple[int, ...]) -> Result:
     origin = made(result.provenance, place.stat().st_mtime)
     print(f"reused {place}, {origin}; fresh=True (--fresh) runs it again", file=sys.stderr)
     return result
+
+
+def _finished_apart(folder: Path, name, config: dict, seeds: tuple[int, ...]) -> dict[int, Result]:
+    """The results of single seeds of a run that are in its folder."""
+    places = {seed: folder / f"{name((seed,))}.safetensors" for seed in seeds}
+    found = {seed: _finished(place, config, (seed,)) for seed, place in places.items() if place.exists()}
+    for result in found.values():
+        result.config = config  # as it was before it was kept
+    return found
 
 
 def _tell_of_lost(result: Result) -> None:

@@ -13,6 +13,7 @@ from cl_lib.search import is_range
 from cl_lib.studies import best
 from cl_lib.studies.cells import MethodCell
 from cl_lib.studies.spaces import SPACES, space
+from cl_lib.training.request import separate
 
 QUICK = ["per_class=10", "epochs=2", "hidden=10,"]
 
@@ -84,3 +85,16 @@ def test_a_stream_that_nobody_searched_and_a_damaged_file_are_told(tmp_path):
         (tmp_path / "digits.yaml").write_text(text)
         with pytest.raises(cl_lib.InputError, match="cannot be read as best settings"):
             cl_lib.best("er", stream, tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore::cl_lib.PoorPairing")
+@pytest.mark.parametrize("path", sorted(best.CHECKOUT.glob("*.yaml")), ids=lambda path: path.stem)
+def test_what_ships_can_be_used_and_was_found_with_equal_trials(path):
+    found = best.read(path)
+    assert set(found) <= {"task", "domain", "class"}
+    for scenario, methods in found.items():
+        for method, entry in methods.items():
+            assert scenario in registry()[method].scenarios and set(entry["settings"]) == set(space(method))
+            assert f"tune {method} " in entry["command"] and f"--scenario {scenario}" in entry["command"]
+            separate(method, best.settings_of(entry))
+    assert len({entry["trials"] for methods in found.values() for entry in methods.values()}) == 1

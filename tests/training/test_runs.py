@@ -36,6 +36,21 @@ def same(a, b):
         assert torch.equal(a.weights[name], b.weights[name])
 
 
+def test_runs_of_single_seeds_add_up(tmp_path, capfd):
+    whole = run("er", stream(), seeds=3, memory=30, **QUICK)
+    for seed in (2, 0):
+        run("er", stream(), seeds=(seed,), out=tmp_path, memory=30, **QUICK)
+    capfd.readouterr()
+    same(run("er", stream(), seeds=3, out=tmp_path, memory=30, **QUICK), whole)
+    assert capfd.readouterr().err.count("reused") == 2
+    run("er", stream(), seeds=(1,), out=tmp_path, memory=30, **QUICK)
+    for path in tmp_path.glob("*.safetensors"):
+        if len(Result.load(path).seeds) == 3:
+            path.unlink()
+    same(run("er", stream(), seeds=3, out=tmp_path, memory=30, jobs=2, **QUICK), whole)
+    assert not list(tmp_path.glob("*.checkpoint"))
+
+
 def test_numbers_do_not_depend_on_jobs(tmp_path):
     one = run("er", stream(order="per-seed"), seeds=3, **QUICK)
     many = run("er", stream(order="per-seed"), seeds=3, jobs=2, out=tmp_path, **QUICK)
