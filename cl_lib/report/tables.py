@@ -10,7 +10,8 @@ from cl_lib.results.metrics import Summary, summary
 
 def percent(*values) -> str:
     """Whole percentages in a row, each of a number or of the mean of several: ``84 %, −5 %``."""
-    return ", ".join(f"{100 * float(np.mean(value)):.0f} %" for value in values).replace("-", "−")
+    means = (float(np.mean(value) if np.ndim(value) else value) for value in values)
+    return ", ".join(f"{100 * mean:.0f} %" for mean in means).replace("-", "−")
 
 
 def spread(values, digits: int = 1) -> str:

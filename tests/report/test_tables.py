@@ -2,13 +2,14 @@
 
 import numpy as np
 import pytest
+import torch
 
 from cl_lib.report import tables
 from cl_lib.results.metrics import summary
 
 
 def test_percentages_are_whole_and_have_a_minus():
-    assert tables.percent(0.844, -0.05, [0.9, 1.0]) == "84 %, −5 %, 95 %"
+    assert tables.percent(0.844, torch.tensor(-0.05), [0.9, 1.0]) == "84 %, −5 %, 95 %"
 
 
 def test_mean_and_spread():
