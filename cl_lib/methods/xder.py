@@ -75,6 +75,11 @@ class XDER(Method):
     def check(self, learner):
         warn_if_small(self, learner)
 
+    def samples_a_step(self, batch_size):
+        drawn = batch_size if self.replay_batch is None else self.replay_batch
+        views = 4 * self.contrast_batch if self.contrast else 0
+        return batch_size + drawn * ((self.strength > 0) + (self.label_strength > 0)) + views
+
     def start(self, learner):
         logits = torch.zeros(learner.stream.outputs, device=learner.device, dtype=learner.dtype)
         count = torch.zeros((), device=learner.device, dtype=torch.int64)

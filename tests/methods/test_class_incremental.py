@@ -437,6 +437,17 @@ def test_when_a_task_ends_all_stored_logits_are_what_the_network_gives():
         torch.testing.assert_close(kept[i, rows], given[i, rows] * scale)
 
 
+@pytest.mark.parametrize("more", [{}, {"strength": 0.0}, {"contrast": 0.0}])
+def test_samples_of_a_step_of_xder_bound_what_goes_through_the_network(more):
+    learner = Learner("xder", stream(augment=True), memory=40, contrast_batch=4, **QUICK, **more)
+    sizes = []
+    for _ in range(2):
+        learner.learn(on_step=lambda _, batch: sizes.append(
+            sum(batch[name].x.shape[1] for name in ("replay", "labelled", "views") if name in batch) + batch.x.shape[1]
+        ))  # fmt: skip
+    assert max(sizes) == learner.method.samples_a_step(8)
+
+
 def test_future_heads_are_prepared_as_long_as_there_are_some():
     learner = learned("xder", 0, contrast_batch=6)
     for t in range(5):

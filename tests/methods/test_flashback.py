@@ -427,6 +427,14 @@ def test_knowledge_does_not_change_in_phase_two(host):
     assert not any(t.requires_grad for _, t in flatten(seen[0]))
 
 
+def test_samples_of_a_step_count_the_draw_of_its_own():
+    """Of X-DER's pull alone; what others are asked is in the batch already."""
+    for host, own in (("xder", 8), ("er", 0), ("lwf_mc", 0)):
+        for more, extra in (({}, own), ({"restart_only": True}, 0)):
+            method = flashback(host, **more)
+            assert method.samples_a_step(8) == method.host.samples_a_step(8) + extra
+
+
 def test_stored_logits_that_are_not_replayed_stay():
     """X-DER's knowledge of the old moves in phase 2 as its host moves it: in the rows that a step replays."""
     learner, held = learned(flashback("xder"), digits(), 1), []

@@ -94,8 +94,8 @@ class Flashback(Wrapper):
             return True
         return self.host.has(hook) or (hook in ("penalty", "before_step") and self.pulls)
 
-    def passes(self, batch_size):
-        return super().passes(batch_size) + (self.kind.extra(self.host, batch_size) if self.pulls else 0)
+    def samples_a_step(self, batch_size):
+        return super().samples_a_step(batch_size) + (self.kind.extra(self.host, batch_size) if self.pulls else 0)
 
     def check(self, learner):
         super().check(learner)
