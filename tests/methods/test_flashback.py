@@ -78,11 +78,12 @@ def same_learner(one, other):
     """The same networks, the same knowledge of the host, and the same random numbers next."""
     alike(Bag(one.params | one.buffers), Bag(other.params | other.buffers))
     alike(one.state.get("host", Bag()), other.state if "host" not in other.state else other.state.host)
-    for purpose, every in other.generators.items():
+    for purpose, every in other.chance.generators.items():
         assert all(
             torch.equal(a.get_state(), b.get_state()) for a, b in zip(one.random(purpose=purpose), every, strict=True)
         )
-    alike(Bag({k: v for k, v in one.counts.items() if k in other.counts}), other.counts)
+    counts = other.chance.counts
+    alike(Bag({k: v for k, v in one.chance.counts.items() if k in counts}), counts)
     np.testing.assert_array_equal(one.records.R, other.records.R)
 
 
@@ -159,12 +160,12 @@ def test_phase_two_starts_where_phase_one_did(host, monkeypatch):
     assert len(seen.marks) == len(seen.after) == TASKS - 1
     for before, moved, after in zip(seen.marks, seen.moved, seen.after, strict=True):
         assert any(not torch.equal(t, moved.networks[name]) for name, t in before.networks.items())
-        new = {"flashback"} & {*after.counts}  # a purpose that only the wrapper draws for
-        assert not any(after.counts[name].any() for name in new - {*before.counts})
-        alike(Bag({k: v for k, v in after.items() if k not in ("counts", "random")}),
-              Bag({k: v for k, v in before.items() if k not in ("counts", "random")}))  # fmt: skip
+        drawn = after.chance.counts
+        new = {"flashback"} & {*drawn}  # a purpose that only the wrapper draws for
+        assert not any(drawn[name].any() for name in new - {*before.chance.counts})
+        alike(*(Bag({k: v for k, v in mark.items() if k != "chance"}) for mark in (after, before)))
         for name in ("counts", "random"):
-            alike(Bag({k: after[name][k] for k in before[name]}), before[name])
+            alike(Bag({k: after.chance[name][k] for k in before.chance[name]}), before.chance[name])
 
 
 @EACH
