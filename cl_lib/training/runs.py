@@ -174,12 +174,19 @@ def _tell_of_others(place: Path, config: dict) -> None:
 
 
 def processes(jobs: int, **more) -> joblib.Parallel:
-    """Worker processes that end when this one does, however it ends."""
-    return joblib.Parallel(n_jobs=jobs, initializer=follow, initargs=(os.getpid(),), **more)
+    """Worker processes that end when this one does, however it ends, and that find the modules that it finds.
+
+    Those of an earlier call serve again, unless modules were looked for elsewhere then.
+    """
+    where = os.getcwd(), *sys.path
+    return joblib.Parallel(n_jobs=jobs, initializer=follow, initargs=(os.getpid(), where), **more)
 
 
-def follow(parent: int) -> None:
-    """End this process soon after its parent has died, be it before this is called; no other's child is ended."""
+def follow(parent: int, where: tuple[str, ...] = ()) -> None:
+    """End this process soon after its parent has died, be it before this is called; no other's child is ended.
+
+    ``where`` is the parent's working directory and path: joblib starts new workers where it is another.
+    """
 
     def watch():
         while os.getppid() == parent:

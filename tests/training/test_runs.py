@@ -187,6 +187,18 @@ def test_a_run_that_was_killed_goes_on_where_it_was(tmp_path, monkeypatch):
     same(resumed, run("er", stream(), seeds=2, **QUICK))
 
 
+def test_workers_find_a_module_that_came_after_they_were_started(tmp_path, monkeypatch):
+    run("finetune", stream(), seeds=2, jobs=2, **QUICK)
+    (tmp_path / "made_later.py").write_text(
+        "import torch\ndef network():\n    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    import made_later
+
+    result = run("finetune", stream(), seeds=2, jobs=2, network=made_later.network, **QUICK)
+    assert np.isfinite(result.R).all()
+
+
 def test_a_worker_whose_parent_died_before_it_could_watch_ends():
     start = multiprocessing.get_context("spawn").Process
     gone = start(target=os.getpid)
