@@ -3,9 +3,9 @@ from dataclasses import dataclass
 import torch
 
 from cl_lib.bounds import Count, Natural
-from cl_lib.errors import InputError
 from cl_lib.methods._base import Method, warn_unless_plain
 from cl_lib.nets.losses import cross_entropy
+from cl_lib.replay import buffers
 from cl_lib.replay.rehearsal import draw_replay, start_buffer
 from cl_lib.seeds import Bag
 
@@ -38,7 +38,7 @@ class AGEM(Method):
     cost = "each step: forward and backward pass of replay_batch samples; memory: the buffer; constant in the tasks"
 
     def check(self, learner):
-        self.share(learner.stream.tasks)
+        buffers.share(self.memory, learner.stream.tasks)
         if self.memory:
             warn_unless_plain(self, learner, momentum=True)
 
@@ -48,15 +48,9 @@ class AGEM(Method):
     def start(self, learner):
         return Bag(buffer=start_buffer(learner, self.memory))
 
-    def share(self, tasks: int) -> int:
-        """⌊M/T⌋, how many samples of each task are kept; refuses a memory without room for one."""
-        if 0 < self.memory < tasks:
-            raise InputError(f"memory={self.memory} cannot hold one sample of each of {tasks} tasks: raise memory.")
-        return self.memory // tasks
-
     def before_step(self, learner, batch, state):
         wanted = batch.x.shape[1] if self.replay_batch is None else self.replay_batch
-        stored = batch.task_index * self.share(learner.stream.tasks)
+        stored = batch.task_index * buffers.share(self.memory, learner.stream.tasks)
         draw_replay(learner, batch, state.buffer, min(wanted, stored), filled="task")
 
     def direct(self, grads, net, batch, state):
@@ -69,10 +63,10 @@ class AGEM(Method):
     def grow(self, state, growth):
         """More tasks share the memory: each old one keeps the first ⌊M/T⌋ of its samples."""
         before, now = growth.tasks
-        return Bag(state, buffer=thinned(state.buffer, before, self.share(now)))
+        return Bag(state, buffer=thinned(state.buffer, before, buffers.share(self.memory, now)))
 
     def after_task(self, net, task, state):
-        buffer, share = state.buffer, self.share(task.learner.stream.tasks)
+        buffer, share = state.buffer, buffers.share(self.memory, task.learner.stream.tasks)
         new = task.draw(share)
         at = slice(int(buffer.seen), int(buffer.seen) + len(new.y))
         kept = {name: buffer[name].clone() for name in new}

@@ -6,10 +6,10 @@ from torch import Tensor
 from torch.func import grad, vmap
 
 from cl_lib.bounds import Natural, NonNegative
-from cl_lib.errors import InputError
 from cl_lib.methods._base import Method, warn_unless_plain
 from cl_lib.nets.losses import cross_entropy
 from cl_lib.nets.net import Net
+from cl_lib.replay import buffers
 from cl_lib.seeds import Bag, padded
 
 
@@ -56,15 +56,12 @@ class GEM(Method):
     cost = "each step: a pass over the whole memory and one gradient per old task; memory: the buffer; grows with tasks"
 
     def check(self, learner):
-        if 0 < self.memory < learner.stream.tasks:
-            raise InputError(
-                f"memory={self.memory} cannot hold one sample of each of {learner.stream.tasks} tasks: raise memory."
-            )
+        buffers.share(self.memory, learner.stream.tasks)
         if self.memory:
             warn_unless_plain(self, learner, momentum=True)
 
     def start(self, learner):
-        share = self.memory // learner.stream.tasks
+        share = buffers.share(self.memory, learner.stream.tasks)
         if share == 0:
             return Bag()
         S, sample = len(learner.seeds), learner.sample()
@@ -111,13 +108,9 @@ class GEM(Method):
 
     def grow(self, state, growth):
         """More tasks share the memory: each old one keeps the first ⌊M/T⌋ of its samples."""
-        share = self.memory // growth.tasks[1]
         if not state:
             return state
-        if share == 0:
-            raise InputError(
-                f"memory={self.memory} cannot hold one sample of each of {growth.tasks[1]} tasks: raise memory."
-            )
+        share = buffers.share(self.memory, growth.tasks[1])
         old = Bag({k: t[:, :, :share].contiguous() for k, t in state.old.items()})
         return Bag(state, old=old, held=state.held.clamp(max=share))
 

@@ -31,6 +31,13 @@ def filled(buffer: Bag) -> Tensor:
     return buffer.seen.clamp(max=capacity(buffer))
 
 
+def share(memory: int, parts: int, what: str = "tasks") -> int:
+    """⌊M/n⌋, how many samples each of n ``parts`` keeps. Raises InputError for a memory without room for one."""
+    if 0 < memory < parts:
+        raise InputError(f"memory={memory} cannot hold one sample of each of {parts} {what}: raise memory.")
+    return memory // parts
+
+
 def held(buffer: Bag) -> Tensor:
     """Which rows of each seed hold a sample, ``[S, M+1]``."""
     rows = torch.arange(buffer.x.shape[1], device=buffer.x.device)
@@ -133,11 +140,7 @@ def keep_balanced(
     if order is None:
         order = torch.randperm(len(new_group), generator=generator).to(new_group.device)
     groups = torch.cat([group[:held], new_group[order]])
-    quota = rows // len(groups.unique())
-    if quota == 0:
-        raise InputError(
-            f"memory={rows} cannot hold one sample of each of {len(groups.unique())} classes: raise memory."
-        )
+    quota = share(rows, len(groups.unique()), "classes")
     sorting = groups.argsort(stable=True)
     ranks = torch.arange(len(groups), device=groups.device)
     starts = torch.searchsorted(groups[sorting], groups[sorting])
