@@ -18,10 +18,11 @@ import torch
 
 from cl_lib import search
 from cl_lib.data import kinds
-from cl_lib.errors import Diverged, InputError, suggest
+from cl_lib.errors import InputError, suggest
 from cl_lib.identity import file_name
 from cl_lib.naming import is_named
 from cl_lib.results.result import Result
+from cl_lib.studies.choosing import held_out
 from cl_lib.studies.schema import read
 from cl_lib.training.learner import Learner
 from cl_lib.training.request import reached, separate
@@ -133,22 +134,11 @@ class MethodCell:
         return method, kinds.make_stream(*source, on.root, **about), options
 
     def held_out(self, settings: dict, how: dict, on: Machine, told=lambda task, accuracy: None) -> float:
-        """The mean accuracy on held-out training images of the first ``how["tasks"]`` tasks after the last of them.
-
-        ``told`` hears the mean over the tasks learned so far after each. NaN where training diverges.
-        """
+        """A trial's score, see :func:`cl_lib.studies.choosing.held_out`."""
         method, stream, options = self.prepared({"validation": how["validation"], **settings}, on)
-        learner = Learner(method, stream, seeds=(how["seed"],), device=on.device, **options)
-        accuracy = float("nan")
-        try:
-            while learner.done < min(how.get("tasks") or stream.tasks, stream.tasks):
-                learner.learn()
-                each = [learner.accuracy(task, "valid") for task in range(learner.done)]
-                accuracy = float(sum(each) / len(each))
-                told(learner.done - 1, accuracy)
-        except Diverged:
-            return float("nan")
-        return accuracy
+        return held_out(
+            method, stream, (how["seed"],), tasks=how.get("tasks"), told=told, device=on.device, **options
+        )  # fmt: skip
 
 
 def _measured(result: Result, seed: int) -> dict:

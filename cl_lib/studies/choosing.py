@@ -2,13 +2,21 @@
 
 import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from cl_lib.errors import Diverged, InputError
 from cl_lib.training.learner import Learner
 
 
-def held_out(method, stream, seeds: Iterable[int], **options) -> float:
+def held_out(
+    method,
+    stream,
+    seeds: Iterable[int],
+    *,
+    tasks: int | None = None,
+    told: Callable[[int, float], None] = lambda task, accuracy: None,
+    **options,
+) -> float:
     """Average accuracy after the last task on the images that ``stream`` holds out.
 
     It is the mean over the seeds, and NaN where one of them diverges.
@@ -16,14 +24,19 @@ def held_out(method, stream, seeds: Iterable[int], **options) -> float:
     Arguments:
         method, options: as for ``cl_lib.run``.
         stream: made with ``validation=0.1``, say. Raises InputError for one that holds nothing out.
+        tasks: how many of the first tasks are learned and measured; all by default.
+        told: hears after each task its number and the accuracy so far.
     """
-    learner = Learner(method, stream, seeds=seeds, **options)
+    learner, accuracy = Learner(method, stream, seeds=seeds, **options), math.nan
     try:
-        while learner.done < stream.tasks:
+        while learner.done < min(tasks or stream.tasks, stream.tasks):
             learner.learn()
+            each = [learner.accuracy(task, "valid").mean() for task in range(learner.done)]
+            accuracy = float(sum(each) / len(each))
+            told(learner.done - 1, accuracy)
     except Diverged:
         return math.nan
-    return float(sum(learner.accuracy(task, "valid").mean() for task in range(stream.tasks)) / stream.tasks)
+    return accuracy
 
 
 def tuned(method, stream, among: Mapping[str, Sequence], seeds: Iterable[int] = (1000,), **options) -> dict:

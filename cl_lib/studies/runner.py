@@ -89,9 +89,9 @@ def run_study(
             why = f"({', '.join(parts)} differs): --fresh runs them again"
             told += f", {len(other)} of them by other code {why}"
         report(told)
-    todo = [(cell, seed) for cell, seed in runs if name_of(cell.settings, seed) not in done]
+    missing = [(cell, seed) for cell, seed in runs if name_of(cell.settings, seed) not in done]
     try:
-        failed = _Runner(whole, store, backend, Machine(str(device), root, backend.alone), report).run(todo)
+        failed = _Runner(whole, store, backend, Machine(str(device), root, backend.alone), report).run(missing)
     finally:
         store.collect()
     if failed:
@@ -118,10 +118,10 @@ class _Runner:
         self.failed: list[tuple[str, str, bool]] = []
         self.tabled, self.took = 0.0, 0.0  # when the table was made, and how long that takes
 
-    def run(self, todo: list[tuple[Cell, int]]) -> list[tuple[str, str, bool]]:
+    def run(self, missing: list[tuple[Cell, int]]) -> list[tuple[str, str, bool]]:
         """Search what is to be searched, run what is to be run; returns what failed."""
         about = lambda cell: (self.store, cell, self.study.search, self.machine)
-        unknown = {name_of(cell.settings): about(cell) for cell, _ in todo if cell.ranges}
+        unknown = {name_of(cell.settings): about(cell) for cell, _ in missing if cell.ranges}
         chosen: dict[str, dict | None] = {}
         count = Countdown(len(unknown))
         for name, best in self._shared(unknown, searched):
@@ -129,7 +129,7 @@ class _Runner:
             self._tell(f"searched  {self.study.told(unknown[name][1])}", best, count)
 
         units = {}
-        for cell, seed in todo:
+        for cell, seed in missing:
             best = chosen.get(name := name_of(cell.settings), {})
             if best is not None:
                 group = name if self._stacked(cell) else name_of(cell.settings, seed)
@@ -156,12 +156,12 @@ class _Runner:
             self.tabled = time.monotonic()
             self.took = self.tabled - start
 
-    def _shared(self, todo: dict[str, tuple], attempt: Callable) -> Iterator[tuple[str, object]]:
+    def _shared(self, missing: dict[str, tuple], attempt: Callable) -> Iterator[tuple[str, object]]:
         """Names and outcomes of all that is to be done, tried again while another process has it.
 
         ``attempt(name, *task)`` returns the name, outcomes, and what is left of the task: None, or a task.
         """
-        left, waiting, deaths = dict(todo), False, 0
+        left, waiting, deaths = dict(missing), False, 0
         while left:
             before = dict(left)
             try:
@@ -231,8 +231,8 @@ def measured(name: str, store: Store, cell: Cell, chosen: dict, seeds: tuple[int
     with ExitStack() as claims:
         mine = [seed for seed in seeds if claims.enter_context(store.claim(cell, seed))]
         rows = {seed: row for seed in mine if (row := store.row(cell, seed))}  # another process was faster
-        if todo := tuple(seed for seed in mine if seed not in rows):
-            rows |= _run(store, cell, chosen, todo, on)
+        if missing := tuple(seed for seed in mine if seed not in rows):
+            rows |= _run(store, cell, chosen, missing, on)
     rest = tuple(seed for seed in seeds if seed not in mine)
     left = (store, cell, chosen, rest, on) if rest else None
     return name, [(cell, seed, row) for seed, row in rows.items()], left
