@@ -247,6 +247,27 @@ def test_oml_never_tests_on_the_trajectory_and_follows_the_classes():
     assert len(met) == sum(map(sum, sizes))
 
 
+def test_oml_meets_images_as_the_first_task_shows_them():
+    """Noise that belongs to each image: the same as in the task itself."""
+    noisy = cl_lib.shifted("digits", ["noisy", "clean"], per_class=4)
+    learner = Learner("oml", noisy, seeds=2, meta_steps=2, **QUICK)
+    index = torch.stack([noisy.indices(seed, 0)[[5, 0, 17]] for seed in (0, 1)])
+    own = learner.method.seen(learner, (0, 1), Bag(index=index, y=torch.zeros_like(index))).x
+    for seed in (0, 1):
+        torch.testing.assert_close(own[seed], noisy.samples(0, seed)[0][[5, 0, 17]], rtol=0, atol=0)
+    learner.learn()
+
+
+def test_oml_draws_last_layers_as_large_as_relus_ask_for(monkeypatch):
+    """He et al.'s variance, 2 / inputs."""
+    met, Adam = [], torch.optim.Adam
+    monkeypatch.setattr(torch.optim, "Adam", lambda leaves, *how: met.append(leaves) or Adam(leaves, *how))
+    Learner("oml", stream(tasks=3, pretrain_classes=4), meta_steps=0, **QUICK | {"hidden": (800,)}).learn()
+    ((*_, W, b),) = met
+    assert W.shape == (1, 4, 800) and not b.any()
+    assert W.var().item() == pytest.approx(2 / 800, rel=0.1)
+
+
 def test_oml_learns_the_first_layers_before_and_the_last_one_during_the_tasks():
     aside = stream(tasks=3, pretrain_classes=4)
     learner = Learner("oml", aside, meta_steps=20, seeds=2, **QUICK)
