@@ -47,7 +47,9 @@ def overview(name: str, label: Callable[[pd.Series], str], results: Path = RESUL
     if not len(runs):
         return runs
     rows = runs.groupby(runs.apply(label, axis=1), sort=False)
-    columns = {"ACC, %": rows.acc.agg(tables.spread), "forgetting": rows.forgetting.agg(tables.spread)}
+    columns = {
+        f"{name}, % ± std": rows[of].agg(tables.spread) for name, of in (("ACC", "acc"), ("forgetting", "forgetting"))
+    }
     return pd.DataFrame(columns | {"n": rows.acc.count()})
 
 
