@@ -71,7 +71,7 @@ def test_a_trial_sees_held_out_images_of_the_first_tasks_only(tmp_path, monkeypa
 
 
 def test_all_methods_get_as_many_trials_and_one_file_holds_them(tmp_path, monkeypatch):
-    monkeypatch.setattr(cl_lib.studies.tuning, "registry", lambda: {k: registry()[k] for k in ("er", "hat")})
+    monkeypatch.setattr(cl_lib.studies.spaces, "registry", lambda: {k: registry()[k] for k in ("er", "hat")})
     found = tune(tmp_path, "all", *QUICK, "--scenario", "all", "--trials", 2, "--tasks", 1)
     assert {s: sorted(each) for s, each in found.items()} == {"class": ["er"], "domain": ["er"], "task": ["er", "hat"]}
     assert {entry["trials"] for each in found.values() for entry in each.values()} == {2}
