@@ -37,11 +37,8 @@ def test_an_overview_has_a_row_for_each_name_and_counts_seeds(tmp_path):
 def test_methods_stand_side_by_side_the_most_accurate_first(tmp_path):
     runs = [{"method": "si", "lr": 0.1}, {"method": "er", "lr": 0.1}, {"method": "mas", "lr": 9.0}]
     measured = lambda acc: {"acc": acc, "bwt": -acc, "total_seconds": 2 * acc, "stored_bytes": 250_000}
-    rows = [
-        {"run": run, "seed": s, **measured(acc + s / 10)}
-        for s in (0, 1)
-        for run, acc in zip(runs, (0.5, 0.7), strict=False)
-    ]
+    each = [(runs[0], 0.5), (runs[1], 0.7)]
+    rows = [{"run": run, "seed": s, **measured(acc + s / 10)} for s in (0, 1) for run, acc in each]
     rows += [{"run": runs[2], "seed": 0, "error": "diverged"}]
     former = {"run": {"method": "er", "lr": 0.2}, "seed": 0, **measured(0.0)}
     (tmp_path / "all.json").write_text(json.dumps({"rows": [former, *rows]}))
