@@ -2,7 +2,7 @@
 
 A study is every combination of what it varies with its methods and notebooks. A setting may be a range, such as
 ``lr: {log: [1.0e-4, 0.1]}``, which is searched before any seed runs. ``method: all`` stands for every method that
-serves the scenario, and ``best: true`` for the settings that ``tune`` found.
+serves the scenario and is not named beside it, and ``best: true`` for the settings that ``tune`` found.
 """
 
 import dataclasses
@@ -273,19 +273,20 @@ def study(path, name: str, seeds: int | None = None) -> Study:
 def _study(path: Path, common: dict, name: str, about: dict, seeds: int | None) -> Study:
     """Common settings, then the study's, then the combination's: the nearest wins."""
     axes, shared = about.get("vary", {}), {**common, **about.get("common", {})}
+    named = {one.get("method") for one in about.get("methods", [])}
     settings = [
         {**shared, **one, **dict(zip(axes, values, strict=True))}
         for values in itertools.product(*axes.values())
         for one in [*about.get("methods", []), *about.get("notebooks", [])]
     ]
-    settings = [one for entry in settings for one in _meant_by(entry)]
+    settings = [one for entry in settings for one in _meant_by(entry, named)]
     number = seeds or about.get("seeds")
     cells = tuple(_cell(one, path.parent, number) for one in settings)
     return Study(path, name, cells, number or 1, about.get("about", ""), SEARCH | about.get("search", {}), shared)
 
 
-def _meant_by(entry: dict) -> list[dict]:
-    """The runs that an entry stands for: one, but for ``method: all``.
+def _meant_by(entry: dict, named: set) -> list[dict]:
+    """The runs that an entry stands for: one, but for ``method: all``, which leaves out those that are ``named``.
 
     ``best: true`` puts beside what is given the best settings known, and where nobody has searched the ranges that
     ``tune`` would search. Raises InputError.
@@ -300,7 +301,7 @@ def _meant_by(entry: dict) -> list[dict]:
     if wanted and not is_named(kind):
         known = read_best(file_of(f"{kind}-{entry.get('dataset')}")).get(scenario, {})
     found = lambda key: settings_of(known[key]) if key in known else space(key)
-    methods = serving(scenario) if method == "all" else [method]
+    methods = [key for key in serving(scenario) if key not in named] if method == "all" else [method]
     return [{**entry, **(found(key) if wanted else {}), **entry, "method": key} for key in methods]
 
 
