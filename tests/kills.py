@@ -39,6 +39,7 @@ SMALL = ["--per-class", "8", "--epochs", "2", "--hidden", "16", "--batch-size", 
 ENGINES = {"alone": [], "stacked": ["--seeds-at-once", "2"], "jobs": ["--jobs", "2"]}  # of one run
 STUDIES = {"study": [], "search": [], "spread": ["--jobs", "2"], "notebook": []}
 CLUSTERS = {"dask": "distributed", "ray": "ray"}  # and what must be installed
+CLOSING = dict.fromkeys(CLUSTERS, 60)  # seconds: a worker that is starting sees only then that its parent is gone
 STUDIES |= {
     name: ["--backend", name, "--jobs", "2"] for name, module in CLUSTERS.items() if importlib.util.find_spec(module)
 }
@@ -81,7 +82,7 @@ def ended(child: int, seconds: float = 300) -> int:
     raise Told(f"did not end in {seconds:.0f} s")
 
 
-def alone(group: int, seconds: float = 15) -> bool:
+def alone(group: int, seconds: float) -> bool:
     """Whether all of a process group have ended soon."""
     until = time.monotonic() + seconds
     while time.monotonic() < until:
@@ -207,7 +208,7 @@ def kills(chance: random.Random, engines=(*ENGINES, *STUDIES), methods=METHODS) 
             time.sleep(chance.uniform(0, some.seconds))
             counts[f"{some.engine}, {stop(child, chance)}"] += 1
             ended(child)
-            if not alone(child):
+            if not alone(child, CLOSING.get(some.engine, 15)):
                 raise Told("left worker processes behind")
         some.finish("disturbed")
         some.compare()
