@@ -82,17 +82,25 @@ def ended(child: int, seconds: float = 300) -> int:
     raise Told(f"did not end in {seconds:.0f} s")
 
 
-def alone(group: int, seconds: float) -> bool:
-    """Whether all of a process group have ended soon."""
+def left(group: int, seconds: float) -> list[str]:
+    """What of a process group has not ended soon."""
     until = time.monotonic() + seconds
     while time.monotonic() < until:
         try:
             os.killpg(group, 0)
         except ProcessLookupError:
-            return True
+            return []
         time.sleep(0.1)
-    os.killpg(group, signal.SIGKILL)
-    return False
+    names = [process.name() for process in psutil.process_iter() if _group(process) == group]
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(group, signal.SIGKILL)
+    return names
+
+
+def _group(process: psutil.Process) -> int | None:
+    with contextlib.suppress(ProcessLookupError):
+        return os.getpgid(process.pid)
+    return None
 
 
 # --- what is run ------------------------------------------------------------------------------------------
@@ -208,8 +216,8 @@ def kills(chance: random.Random, engines=(*ENGINES, *STUDIES), methods=METHODS) 
             time.sleep(chance.uniform(0, some.seconds))
             counts[f"{some.engine}, {stop(child, chance)}"] += 1
             ended(child)
-            if not alone(child, CLOSING.get(some.engine, 15)):
-                raise Told("left worker processes behind")
+            if names := left(child, CLOSING.get(some.engine, 15)):
+                raise Told(f"left processes behind: {', '.join(names)}")
         some.finish("disturbed")
         some.compare()
     return counts
