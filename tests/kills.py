@@ -43,6 +43,7 @@ CLOSING = dict.fromkeys(CLUSTERS, 60)  # seconds: a worker that is starting sees
 STUDIES |= {
     name: ["--backend", name, "--jobs", "2"] for name, module in CLUSTERS.items() if importlib.util.find_spec(module)
 }
+AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")  # Ray's own, which compute nothing and outlive it a while
 METHODS = [key for key, cls in registry().items() if cls.__module__.startswith("cl_lib.") and key != "eidetic"]
 
 
@@ -83,24 +84,23 @@ def ended(child: int, seconds: float = 300) -> int:
 
 
 def left(group: int, seconds: float) -> list[str]:
-    """What of a process group has not ended soon."""
+    """What of a process group has not ended soon, which is then ended."""
     until = time.monotonic() + seconds
-    while time.monotonic() < until:
-        try:
-            os.killpg(group, 0)
-        except ProcessLookupError:
-            return []
-        time.sleep(0.1)
-    names = [process.name() for process in psutil.process_iter() if _group(process) == group]
+    while (names := members(group)) and time.monotonic() < until:
+        time.sleep(0.2)
     with contextlib.suppress(ProcessLookupError):
         os.killpg(group, signal.SIGKILL)
     return names
 
 
-def _group(process: psutil.Process) -> int | None:
-    with contextlib.suppress(ProcessLookupError):
-        return os.getpgid(process.pid)
-    return None
+def members(group: int) -> list[str]:
+    """The names of a group's processes, apart from Ray's agents."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(ProcessLookupError, psutil.Error):
+            if os.getpgid(process.pid) == group and process.name() not in AGENTS:
+                found.append(process.name())
+    return found
 
 
 # --- what is run ------------------------------------------------------------------------------------------

@@ -47,7 +47,5 @@ def test_methods_stand_side_by_side_the_most_accurate_first(tmp_path):
     assert table.loc["er"].tolist() == ["75.0 ± 63.5", "−75.0 ± 63.5", "1.5", "0.25", "2 of 3"]
     assert table.loc["si", "n"] == "2"
     assert table.loc["mas"].tolist() == ["diverged", "diverged", "", "", "0 of 1"]
-    assert archive.side_by_side("all", tmp_path).loc["er", "n"] == "3 of 4", (
-        "without `of` what the study had once is there"
-    )
+    assert archive.side_by_side("all", tmp_path).loc["er", "n"] == "3 of 4", "with what the study had once"
     assert len(archive.side_by_side("none", tmp_path)) == 0
