@@ -175,4 +175,4 @@ def test_the_tables_settings_were_found_with_the_tables_budget():
                 assert entry["stream"] == {"per_class": settings["per_class"]}
                 assert entry["trials"] == found.search["trials"]
                 checked += 1
-    assert checked > 30
+    assert checked > 20
