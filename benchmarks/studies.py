@@ -22,7 +22,7 @@ from cl_lib.studies.cells import studies
 from cl_lib.studies.runner import run_study
 
 ROUNDS, MINUTE = 5, 60
-RUN = {"epochs": 5, "hidden": [100, 100], "lr": 0.05, "memory": 200}
+RUN = {"epochs": 2, "hidden": [100, 100], "lr": 0.05, "memory": 200}
 CELL = {"method": "er", "dataset": "digits", "scenario": "domain", **RUN}
 
 
