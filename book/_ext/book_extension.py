@@ -188,6 +188,7 @@ class SideBySide(Reference):
             return [f"Not run yet: {len(asked)} methods, {study.seeds} seeds."]
         rows = [["method", *found.columns]]
         rows += [[f"``{method}``", *map(str, row)] for method, *row in found.itertuples(name=None)]
+        seeds = archive.study(title, results, asked.values()).seed.nunique()
         origin = json.loads((results / f"{title}.json").read_text("utf-8"))["provenance"]
         said = (
             f"{', '.join(f'{k}={v}' for k, v in study.common.items() if k != 'best')}; the best of "
@@ -195,6 +196,7 @@ class SideBySide(Reference):
             f"Python {origin['python']}, torch {origin['torch']}, commit {str(origin['commit'])[:7]}"
             + " and changes" * origin["dirty"]
             + "."
+            + f" So far {seeds} of {study.seeds} seeds." * (seeds < study.seeds)
             + f" Not run yet: {left}." * bool(left)
         )
         return [*table(rows, "sortable"), "", said]
