@@ -5,11 +5,12 @@
 # make bench       the methods' speed beside a bare PyTorch loop and peers
 # make mutants     small bugs put into methods, replay and curvature: does a test notice? (ARGS="--count 50"; long)
 # make faults      kills, full disks, flipped bits, input that nobody meant: an hour (ARGS="--minutes 5"; a report for the book)
+# make kills       a hundred kills of runs on all backends (ARGS="--engines dask ray"; needs what they need)
 # make lint        ruff: names, imports, form (a part of make test; make format mends what it can)
 # make clean       remove what was built (make distclean: the environment too)
 
 .DEFAULT_GOAL := book
-.PHONY: book pdf test notebooks bench mutants faults lint format clean distclean environment
+.PHONY: book pdf test notebooks bench mutants faults kills lint format clean distclean environment
 
 # The first of these that is Python 3.11 or later; `make PYTHON=… book` names another.
 PYTHON ?= $(firstword $(foreach p,python3 python3.12 python3.11 python3.13 python,$(shell \
@@ -58,6 +59,9 @@ mutants: $(STAMP)
 
 faults: $(STAMP)
 	@$(BIN)/python tests/faults.py --out data/results/faults.json $(ARGS)
+
+kills: $(STAMP)
+	@$(BIN)/python tests/kills.py --out data/results/kills.json $(ARGS)
 
 lint: $(STAMP)
 	@$(BIN)/ruff check --quiet .

@@ -2,9 +2,7 @@
 
 ``make faults`` tries it at random, the same for the same --seed, as much as --minutes hold, and tells every fault:
 
-kills: runs of any method by any engine (one process, several, stacked seeds, a study alone or spread over processes, a
-search, a study of notebooks) are killed, terminated or interrupted at random moments, started again, and end with the
-numbers of an undisturbed run; no worker and no half-written file is left. disk: what is written ends after a random
+kills: runs are killed at random moments and started again, see kills.py. disk: what is written ends after a random
 number of bytes, which gets a sentence, and the next start gives the same numbers. bits: one bit of a result or a
 checkpoint is flipped, which is noticed. signatures: public functions, classes and the parameters of every method are
 given what their types allow and what they do not: a call works, warns or raises InputError (a run may diverge), never
@@ -14,7 +12,6 @@ another exception.
 """
 
 import argparse
-import contextlib
 import inspect
 import json
 import os
@@ -27,17 +24,17 @@ import time
 import traceback
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
-import nbformat
 import numpy as np
 import torch
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
+from kills import BRIEF, Told, ended, kills, repeated, started, work
 
 import cl_lib
-from cl_lib import Dataset, Diverged, InputError, Learner, Options, Result, Stream, Tracker, bounds, cli
+from cl_lib import Dataset, Diverged, InputError, Learner, Options, Result, Stream, Tracker, bounds
 from cl_lib.data.augment import Augment
 from cl_lib.identity import provenance
 from cl_lib.methods._base import fields_of
@@ -46,162 +43,14 @@ from cl_lib.results import metrics
 from cl_lib.training.request import Execution
 
 SHARES = {"kills": 0.45, "disk": 0.1, "bits": 0.1, "signatures": 0.35}  # of the time
-SIGNALS = [signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT]
-BRIEF = {"recl": ["samples=20", "iterations=10"], "gdumb": ["passes=2"], "lucir": ["balanced_epochs=1"]}
-SMALL = ["--per-class", "8", "--epochs", "2", "--hidden", "16", "--batch-size", "8", "--lr", "0.02", "--no-progress"]
-ENGINES = {"alone": [], "stacked": ["--seeds-at-once", "2"], "jobs": ["--jobs", "2"]}  # of one run
-STUDIES = {"study": [], "search": [], "spread": ["--jobs", "2"], "notebook": []}
 MOST = 8 * 2**30  # bytes that a call may ask for
 PATIENCE = 8  # seconds after which a call that is legal and long counts as working
 
 
-class Told(Exception):
-    """A fault, in words."""
+# --- what is written -------------------------------------------------------------------------------------
 
 
-# --- processes --------------------------------------------------------------------------------------------
-
-
-def started(call: Callable[[], int], limits: Callable[[], None] = lambda: None) -> int:
-    """Call something in a fork with a process group of its own, which says nothing; returns its id."""
-    child = os.fork()
-    if child:
-        return child
-    status = 70
-    try:
-        os.setsid()
-        with open(os.devnull, "w") as nowhere:
-            os.dup2(nowhere.fileno(), 1), os.dup2(nowhere.fileno(), 2)
-        limits()
-        status = call()
-    finally:
-        os._exit(status)  # whatever happens: what is the parent's is not to be tidied away here
-
-
-def ended(child: int, seconds: float = 300) -> int:
-    """The exit status of a process, negative for a signal; one that does not end is a fault."""
-    until = time.monotonic() + seconds
-    while time.monotonic() < until:
-        done, status = os.waitpid(child, os.WNOHANG)
-        if done:
-            return os.waitstatus_to_exitcode(status)
-        time.sleep(0.01)
-    os.killpg(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    raise Told(f"did not end in {seconds:.0f} s")
-
-
-def alone(group: int, seconds: float = 15) -> bool:
-    """Whether all of a process group have ended soon."""
-    until = time.monotonic() + seconds
-    while time.monotonic() < until:
-        try:
-            os.killpg(group, 0)
-        except ProcessLookupError:
-            return True
-        time.sleep(0.1)
-    os.killpg(group, signal.SIGKILL)
-    return False
-
-
-# --- what is run ------------------------------------------------------------------------------------------
-
-
-class Work:
-    """A command by one engine, and what it leaves in a folder."""
-
-    def __init__(self, engine: str, method: str, folder: Path):
-        scenario = "class" if "class" in registry()[method].scenarios else "task"
-        own = BRIEF.get(method, [])
-        self.name, self.folder, self.engine = f"{engine} {method}", folder, engine
-        self.words = ["run", method, *own, *SMALL, "--scenario", scenario, "--seeds", "2"]
-        self.words += ENGINES.get(engine, [])
-        if engine in STUDIES:
-            cell = {"method": method, "dataset": "digits", "scenario": scenario, "per_class": 8, "epochs": 2}
-            cell |= {"hidden": [16], "batch_size": 8, "lr": {"log": [0.01, 0.1]} if engine == "search" else 0.02}
-            cell |= {name: int(value) for name, _, value in (word.partition("=") for word in own)}
-            about = {"seeds": 2, "methods": [cell], "search": {"trials": 3, "validation": 0.2}}
-            if engine == "notebook":
-                notebook(folder / "own.ipynb")
-                about = {"seeds": 2, "notebooks": [{"notebook": "own"}]}
-            (folder / "own.yaml").write_text(json.dumps({"studies": {"some": about}}))
-            self.words = ["study", str(folder / "own.yaml"), "some", *STUDIES[engine]]
-
-    def start(self, out: str, limits=lambda: None) -> int:
-        words = [*self.words, "--out", str(self.folder / out)]
-        return started(lambda: cli.main(words), limits)
-
-    def finish(self, out: str) -> None:
-        if status := ended(self.start(out)):
-            raise Told(f"ended with status {status}")
-
-    def numbers(self, out: str) -> dict:
-        """All that was measured, to the bit."""
-        found, place = {}, self.folder / out
-        for path in place.rglob("*.safetensors"):
-            result = Result.load(path)
-            arrays = {"R": result.R, "losses": result.losses, **{k: t.numpy() for k, t in result.weights.items()}}
-            found |= {f"{path.name} {name}": array.tobytes() for name, array in arrays.items()}
-        for path in place.glob("*.json"):
-            rows = json.loads(path.read_text())["rows"]
-            bare = [{k: v for k, v in row.items() if not k.endswith("seconds")} for row in rows]
-            found[path.name] = json.dumps(sorted(bare, key=lambda row: row["seed"]))
-        if not found:
-            raise Told("left no result")
-        return found
-
-    def compare(self) -> None:
-        if self.numbers("disturbed") != self.numbers("quiet"):
-            raise Told("ended with other numbers than an undisturbed run")
-        if left := [path.name for path in (self.folder / "disturbed").rglob("*.part")]:
-            raise Told(f"left {left[0]}")
-
-
-def notebook(path: Path) -> None:
-    """A notebook that takes a moment and says of its seed whether it is small."""
-    sources = ["seed = 0", "import time\n\ntime.sleep(0.2)",
-               f"import sys\n\nsys.path.insert(0, {str(Path(cl_lib.__file__).parents[1])!r})\n"
-               "from cl_lib.report.claims import claim\n\n_ = claim('it is small', seed < 1)"]  # fmt: skip
-    made = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in sources])
-    made.cells[0].metadata["tags"] = ["parameters"]
-    nbformat.write(made, path)
-
-
-@contextlib.contextmanager
-def work(chance: random.Random, engines=(*ENGINES, *STUDIES)) -> Iterator[Work]:
-    """Something to run, which has run undisturbed once."""
-    with tempfile.TemporaryDirectory() as folder:
-        methods = [key for key, cls in registry().items() if cls.__module__.startswith("cl_lib.") and key != "eidetic"]
-        some = Work(chance.choice(engines), chance.choice(methods), Path(folder))
-        begun = time.monotonic()
-        try:
-            some.finish("quiet")
-        except Told as fault:
-            raise Told(f"{some.name}: {fault} without any disturbance") from None
-        some.seconds = time.monotonic() - begun
-        try:
-            yield some
-        except Told as fault:
-            raise Told(f"{some.name}: {fault}") from None
-
-
-def kills(chance: random.Random, engines=(*ENGINES, *STUDIES)) -> str:
-    """A run is stopped up to three times, goes on, and ends as if nothing had been."""
-    with work(chance, engines) as some:
-        for _ in range(chance.randint(1, 3)):
-            child = some.start("disturbed")
-            time.sleep(chance.uniform(0, some.seconds))
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(child, chance.choice(SIGNALS))
-            ended(child)
-            if not alone(child):
-                raise Told("left worker processes behind")
-        some.finish("disturbed")
-        some.compare()
-        return some.engine
-
-
-def disk(chance: random.Random) -> str:
+def disk(chance: random.Random) -> Counter:
     """The disk is full after some bytes of a file; the next start has room."""
     with work(chance, ("alone", "study", "search")) as some:
         size = int(2 ** chance.uniform(4, 17))
@@ -215,10 +64,10 @@ def disk(chance: random.Random) -> str:
             raise Told(f"with {size} bytes of disk it ended with status {status}")
         some.finish("disturbed")
         some.compare()
-        return "refused" if status else "had room"
+        return Counter(["refused" if status else "had room"])
 
 
-def bits(chance: random.Random) -> str:
+def bits(chance: random.Random) -> Counter:
     """One bit of a file is another."""
     with work(chance, ("alone",)) as some:
         child = some.start("disturbed")
@@ -231,7 +80,7 @@ def bits(chance: random.Random) -> str:
         ended(child)
         found = sorted((some.folder / "disturbed").glob(f"*{suffix}"))
         if not found:  # it was quicker than we
-            return "came too late"
+            return Counter(["came too late"])
         whole = found[0].read_bytes()
         for _ in range(20):
             data = bytearray(whole)
@@ -242,7 +91,7 @@ def bits(chance: random.Random) -> str:
         found[0].write_bytes(whole)
         some.finish("disturbed")
         some.compare()
-        return suffix[1:]
+        return Counter([suffix[1:]])
 
 
 # --- signatures -------------------------------------------------------------------------------------------
@@ -403,19 +252,6 @@ def signatures(chance: random.Random, minutes: float, examples: int = 20) -> tup
 
 
 # --- all of it --------------------------------------------------------------------------------------------
-
-
-def repeated(attempt: Callable[[random.Random], str], chance: random.Random, minutes: float):
-    """Attempts until the time is over: what each came to, and the faults."""
-    counts, faults, until = Counter(), [], time.monotonic() + 60 * minutes
-    while not counts or time.monotonic() < until:
-        try:
-            counts[attempt(chance)] += 1
-        except Told as fault:
-            counts["fault"] += 1
-            faults.append(str(fault))
-            print(fault, flush=True)
-    return counts, faults, {}
 
 
 def main(words: list[str] | None = None) -> int:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 import faults
+import kills
 import pytest
 
 import cl_lib
@@ -24,13 +25,22 @@ def test_a_sample_of_faults(what, tmp_path):
     assert sum(report["counts"].values()) > 0 and report["faults"] == []
 
 
-def test_a_study_that_is_killed_ends_as_if_nothing_had_been():
-    """One of many, of a quick method, at a moment that is drawn; in a process of its own, since it forks."""
-    quick = "{key: cls for key, cls in faults.registry().items() if key in ('finetune', 'er', 'ewc', 'slda')}"
-    code = f"import random, faults; known = {quick}; faults.registry = lambda: known; "
-    code += "assert faults.kills(random.Random(2), ('study',)) == 'study'"
-    done = subprocess.run([sys.executable, "-c", code], cwd=FILE.parent, capture_output=True, text=True, timeout=300)
+def test_studies_that_are_killed_ten_times_end_as_if_nothing_had_been(tmp_path):
+    """Of quick methods, at moments that are drawn; in a process of its own, since it forks."""
+    out, quick = tmp_path / "kills.json", ["--methods", "finetune", "er", "slda", "--engines", "study", "search"]
+    command = [sys.executable, FILE.with_name("kills.py"), "--kills", "10", "--seed", "2", *quick, "--out", out]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
+    report = json.loads(out.read_text("utf-8"))["kills"]
+    assert sum(report["counts"].values()) >= 10 and report["faults"] == []
+    assert {what.partition(",")[0] for what in report["counts"]} == {"study", "search"}
+
+
+def test_a_killed_run_that_is_not_gone_on_with_is_noticed(tmp_path):
+    some = kills.Work("study", "finetune", tmp_path)
+    some.finish("quiet")
+    with pytest.raises(kills.Told, match="left no result"):
+        some.compare()
 
 
 def test_a_fault_is_told(monkeypatch):

@@ -154,6 +154,54 @@ class Faults(Measured):
         return [*table(rows, "faults"), "", said, "", *told]
 
 
+class SideBySide(Reference):
+    """The studies of the file named in the argument: of each its command, and its table, or that it was not run."""
+
+    required_arguments, optional_arguments = 1, 0
+
+    def run(self):
+        from cl_lib.studies.cells import studies
+
+        path = Path(self.env.srcdir, self.arguments[0])
+        self.env.note_dependency(str(path))
+        return [self.section(study) for study in studies(path).values()]
+
+    def section(self, study) -> nodes.section:
+        made = nodes.section("", nodes.title(study.about, study.about), ids=[nodes.make_id(study.name)])
+        self.state.document.note_implicit_target(made, made)
+        command = f"python -m cl_lib study {self.arguments[0]} {study.name}"
+        made += nodes.literal_block(command, command, language="none")
+        made += self.rst(self.lines(study))
+        return made
+
+    def lines(self, study) -> list[str]:
+        """The table of a study, and what its runs stood on, in reStructuredText."""
+        from cl_lib.report import archive
+
+        title = f"{study.file.stem}-{study.name}"
+        results = Path(self.env.srcdir, "data", "results")
+        self.env.note_dependency(str(results / f"{title}.json"))
+        asked = {cell.settings["method"]: cell.settings for cell in study.cells}
+        found = archive.side_by_side(title, results, asked.values())
+        left = ", ".join(f"``{method}``" for method in asked if method not in found.index)
+        if not len(found):
+            return [f"Not run yet: {len(asked)} methods, {study.seeds} seeds."]
+        rows = [["method", *found.columns]]
+        rows += [[f"``{method}``", *map(str, row)] for method, *row in found.itertuples(name=None)]
+        seeds = archive.study(title, results, asked.values()).seed.nunique()
+        origin = json.loads((results / f"{title}.json").read_text("utf-8"))["provenance"]
+        said = (
+            f"{', '.join(f'{k}={v}' for k, v in study.common.items() if k != 'best')}; the best of "
+            f"{study.search['trials']} settings. {origin['platform']}, {origin['device']}, {origin['threads']} thread, "
+            f"Python {origin['python']}, torch {origin['torch']}, commit {str(origin['commit'])[:7]}"
+            + " and changes" * origin["dirty"]
+            + "."
+            + f" So far {seeds} of {study.seeds} seeds." * (seeds < study.seeds)
+            + f" Not run yet: {left}." * bool(left)
+        )
+        return [*table(rows, "sortable"), "", said]
+
+
 # --- formulas of docstrings -----------------------------------------------------------------------------------
 
 DOCSTRINGS = ("book/methods", "book/api")
@@ -230,6 +278,7 @@ def setup(app):
     app.add_directive("speed", Speed)
     app.add_directive("launches", Launches)
     app.add_directive("faults", Faults)
+    app.add_directive("side-by-side", SideBySide)
     app.add_directive("methods", Methods)
     app.add_directive("modules", Modules)
     return {"parallel_read_safe": True}

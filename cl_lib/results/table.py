@@ -1,6 +1,7 @@
 """The table of a study's results: what the book and a reader's own analysis read."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 import pandas as pd
@@ -36,9 +37,13 @@ def read_rows(path) -> list[dict]:
     return parse(text, path)
 
 
-def frame(path) -> pd.DataFrame:
-    """The rows of a results file as a table: each setting, ``seed``, metrics and seconds a column."""
-    rows = read_rows(path)
+def frame(path, of: Iterable[dict] | None = None) -> pd.DataFrame:
+    """The rows of a results file as a table: each setting, ``seed``, metrics and seconds a column.
+
+    ``of`` names the settings of the runs that are wanted: without it all of them, also those that the study had once.
+    """
+    rows, wanted = read_rows(path), None if of is None else {name_of(settings) for settings in of}
+    rows = [row for row in rows if wanted is None or name_of(row["run"]) in wanted]
     measured = [{k: v for k, v in row.items() if k not in APART} for row in rows]
     return pd.DataFrame([{**r["run"], **r.get("chosen", {}), **m} for r, m in zip(rows, measured, strict=True)])
 

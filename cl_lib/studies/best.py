@@ -1,5 +1,6 @@
 """The best settings known of every method on a stream: read from, and written to, one readable file a stream."""
 
+import itertools
 from pathlib import Path
 
 from cl_lib.errors import InputError
@@ -68,13 +69,14 @@ def read(place: Path) -> dict:
 
 
 def write(place: Path, stream: str, scenario: str, method: str, entry: dict) -> None:
-    """Put one entry into a stream's file; what else it says stays, whoever else writes."""
+    """Put one entry into a stream's file; what else it says stays, its first comment too, whoever else writes."""
     import yaml
 
     with claimed(place.with_name(f".{place.name}.claim"), wait=True):
-        known = read(place)
+        known, lines = read(place), place.read_text("utf-8").splitlines(True) if place.is_file() else []
+        head = "".join(itertools.takewhile(lambda line: line.startswith("#"), lines)) or HEAD.format(stream=stream)
         known.setdefault(scenario, {})[method] = entry
         ordered = {name: dict(sorted(known[name].items())) for name in sorted(known)}
         text = yaml.safe_dump(ordered, sort_keys=False, width=1000, allow_unicode=True)
         with replacing(place) as temporary:
-            temporary.write_text(HEAD.format(stream=stream) + text, "utf-8")
+            temporary.write_text(head + text, "utf-8")

@@ -1,7 +1,8 @@
 """What a file of studies means: cells, each a method on a stream or a notebook with parameters, to be run with seeds.
 
 A study is every combination of what it varies with its methods and notebooks. A setting may be a range, such as
-``lr: {log: [1.0e-4, 0.1]}``, which is searched before any seed runs.
+``lr: {log: [1.0e-4, 0.1]}``, which is searched before any seed runs. ``method: all`` stands for every method that
+serves the scenario and is not named beside it, and ``best: true`` for the settings that ``tune`` found.
 """
 
 import dataclasses
@@ -22,13 +23,17 @@ from cl_lib.errors import InputError, suggest
 from cl_lib.identity import file_name
 from cl_lib.naming import is_named
 from cl_lib.results.result import Result
+from cl_lib.studies.best import file_of, settings_of
+from cl_lib.studies.best import read as read_best
 from cl_lib.studies.choosing import held_out
 from cl_lib.studies.schema import read
+from cl_lib.studies.spaces import serving, space
 from cl_lib.training.learner import Learner
 from cl_lib.training.request import reached, separate
 from cl_lib.training.runs import run
 
 MEASURED = ("acc", "bwt", "forgetting", "learning_accuracy")
+APART = ("method", "dataset", "stream", "best")  # of a cell's settings, neither the stream's options nor training's
 SEARCH = {"trials": 100, "validation": 0.1, "seed": 1000}
 
 
@@ -96,7 +101,7 @@ class MethodCell:
         kind = settings.get("stream", "split")
         known = {*kinds.all_options(), *kinds.options_of(kind)}
         about = {name: value for name, value in settings.items() if name in known}
-        others = {k: v for k, v in settings.items() if k not in about and k not in ("method", "dataset", "stream")}
+        others = {k: v for k, v in settings.items() if k not in about and k not in APART}
         return settings["method"], (kind, settings.get("dataset")), about, others
 
     def check(self) -> None:
@@ -268,14 +273,36 @@ def study(path, name: str, seeds: int | None = None) -> Study:
 def _study(path: Path, common: dict, name: str, about: dict, seeds: int | None) -> Study:
     """Common settings, then the study's, then the combination's: the nearest wins."""
     axes, shared = about.get("vary", {}), {**common, **about.get("common", {})}
+    named = {one.get("method") for one in about.get("methods", [])}
     settings = [
         {**shared, **one, **dict(zip(axes, values, strict=True))}
         for values in itertools.product(*axes.values())
         for one in [*about.get("methods", []), *about.get("notebooks", [])]
     ]
+    settings = [one for entry in settings for one in _meant_by(entry, named)]
     number = seeds or about.get("seeds")
     cells = tuple(_cell(one, path.parent, number) for one in settings)
     return Study(path, name, cells, number or 1, about.get("about", ""), SEARCH | about.get("search", {}), shared)
+
+
+def _meant_by(entry: dict, named: set) -> list[dict]:
+    """The runs that an entry stands for: one, but for ``method: all``, which leaves out those that are ``named``.
+
+    ``best: true`` puts beside what is given the best settings known, and where nobody has searched the ranges that
+    ``tune`` would search. Raises InputError.
+    """
+    method, wanted = entry.get("method"), entry.get("best", False)
+    if type(wanted) is not bool:
+        raise InputError(f"best: {wanted!r} cannot be meant: say true for the settings that `tune` found, or false.")
+    if "notebook" in entry or not (wanted or method == "all"):
+        return [entry]
+    kind, known = entry.get("stream", "split"), {}
+    scenario = entry.get("scenario", kinds.options_of(kind)["scenario"].default)
+    if wanted and not is_named(kind):
+        known = read_best(file_of(f"{kind}-{entry.get('dataset')}")).get(scenario, {})
+    found = lambda key: settings_of(known[key]) if key in known else space(key)
+    methods = [key for key in serving(scenario) if key not in named] if method == "all" else [method]
+    return [{**entry, **(found(key) if wanted else {}), **entry, "method": key} for key in methods]
 
 
 def _cell(settings: dict, beside: Path, seeds: int | None) -> Cell:

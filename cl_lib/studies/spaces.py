@@ -5,7 +5,7 @@
 """
 
 from cl_lib.errors import InputError
-from cl_lib.methods._registry import find
+from cl_lib.methods._registry import find, registry
 
 LR = {"lr": {"log": [1e-3, 0.3]}}
 TEMPERATURE = {"temperature": {"among": [1.0, 2.0, 4.0]}}
@@ -64,3 +64,9 @@ def space(method: str) -> dict[str, dict]:
     if key not in SPACES:
         raise InputError(f"No ranges are known for {key}: name what to search, such as lr='{{\"log\": [0.001, 0.1]}}'.")
     return SPACES[key]
+
+
+def serving(scenario: str) -> list[str]:
+    """The library's own methods that serve a scenario, which is what ``all`` means."""
+    own = {key: cls for key, cls in registry().items() if cls.__module__.startswith("cl_lib.")}
+    return [key for key, cls in own.items() if scenario in cls.scenarios]

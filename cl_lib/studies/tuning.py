@@ -5,12 +5,11 @@ from pathlib import Path
 from cl_lib import bounds, search
 from cl_lib.data import kinds
 from cl_lib.errors import InputError
-from cl_lib.methods._registry import registry
 from cl_lib.results.table import name_of
 from cl_lib.studies import best
 from cl_lib.studies.cells import Machine, MethodCell, Study
 from cl_lib.studies.runner import search_ranges
-from cl_lib.studies.spaces import space
+from cl_lib.studies.spaces import serving, space
 from cl_lib.studies.store import Store
 
 SCENARIOS = ("task", "domain", "class")
@@ -46,7 +45,7 @@ def command(arguments) -> int:
             raise InputError(f"--{name} {how[name]} must be a whole number, 1 or more.")
     machine, failed = Machine(arguments.device, arguments.data), []
     for scenario in scenarios:
-        for method in _methods(arguments.method, scenario):
+        for method in serving(scenario) if arguments.method == "all" else [arguments.method]:
             cell = MethodCell({**source, "scenario": scenario, "method": method, **space(method), **settings})
             cell.check()
             try:
@@ -89,14 +88,6 @@ def _told(cell: MethodCell, how: dict, fixed: dict) -> str:
     about = {name: cell.settings.get(name, "split") for name in ("dataset", "stream", "scenario")} | how
     options = [f"--{name} {value}" for name, value in about.items() if (name, value) != ("stream", "split")]
     return " ".join(["python -m cl_lib tune", cell.settings["method"], *own, *options])
-
-
-def _methods(asked: str, scenario: str) -> list[str]:
-    if asked != "all":
-        return [asked]
-    return [
-        key for key, cls in registry().items() if scenario in cls.scenarios and cls.__module__.startswith("cl_lib.")
-    ]
 
 
 def _setting(word: str) -> tuple[str, object]:

@@ -464,6 +464,35 @@ def test_paper_shows_what_waits_and_what_is_folded_and_cuts_no_code(tab, address
         page.emulate_media(media="screen")
 
 
+# --- tables that sort ---------------------------------------------------------------------------------------
+
+
+def test_a_table_of_methods_is_the_stored_results_and_sorts_by_click_and_key(tab, address):
+    from cl_lib.report import archive
+
+    page = tab()
+    page.goto(f"{address}book/tables.html")
+    table = page.locator("table.sortable").first
+    column = lambda i: table.locator(f"tbody tr td:nth-child({i})").all_inner_texts()
+    number = lambda text: float(text.split()[0].replace("−", "-"))
+    stored = archive.side_by_side("tables-mnist-class")
+    assert dict(zip(column(1), column(2), strict=True)) == stored["accuracy, %"].to_dict()
+    assert "tables.yaml mnist-class" in page.locator("#mnist-class pre").first.inner_text()
+    titles = table.locator("th")
+    titles.nth(1).get_by_role("button").click()
+    accuracies = [number(text) for text in column(2) if text != "diverged"]
+    assert accuracies == sorted(accuracies, reverse=True) and len(accuracies) > 20
+    page.keyboard.press("Enter")
+    assert [number(text) for text in column(2) if text != "diverged"] == accuracies[::-1]
+    assert [title.get_attribute("aria-sort") for title in titles.all()[:3]] == [None, "ascending", None]
+    titles.nth(0).get_by_role("button").press("Space")
+    assert column(1) == sorted(column(1)) == sorted(stored.index)
+    assert [title.get_attribute("aria-sort") for title in titles.all()[:2]] == ["ascending", None]
+    page.emulate_media(media="print")
+    arrow = "e => getComputedStyle(e, '::after').content"
+    assert titles.nth(0).get_by_role("button").evaluate(arrow) == "none"
+
+
 # --- things to touch ----------------------------------------------------------------------------------------
 
 

@@ -32,3 +32,20 @@ def test_an_overview_has_a_row_for_each_name_and_counts_seeds(tmp_path):
     assert table.loc["ER, 10 images"].tolist() == ["60.0 ± 14.1", "10.0 ± 0.0", 2]
     assert table.loc["ER, 20 images"].tolist() == ["90.0", "10.0", 1]
     assert len(archive.overview("none", str, tmp_path)) == 0
+
+
+def test_methods_stand_side_by_side_the_most_accurate_first(tmp_path):
+    runs = [{"method": "si", "lr": 0.1}, {"method": "er", "lr": 0.1}, {"method": "mas", "lr": 9.0}]
+    measured = lambda acc: {"acc": acc, "bwt": -acc, "total_seconds": 2 * acc, "stored_bytes": 250_000}
+    each = [(runs[0], 0.5), (runs[1], 0.7)]
+    rows = [{"run": run, "seed": s, **measured(acc + s / 10)} for s in (0, 1) for run, acc in each]
+    rows += [{"run": run, "seed": 2, "error": "it diverged"} for run in runs[1:]]
+    former = {"run": {"method": "er", "lr": 0.2}, "seed": 0, **measured(0.0)}
+    (tmp_path / "all.json").write_text(json.dumps({"rows": [former, *rows]}))
+    table = archive.side_by_side("all", tmp_path, runs)
+    assert list(table.index) == ["er", "si", "mas"]
+    assert table.loc["er"].tolist() == ["75.0 ± 63.5", "−75.0 ± 63.5", "1.5", "0.25", "2 of 3"]
+    assert table.loc["si", "n"] == "2"
+    assert table.loc["mas"].tolist() == ["diverged", "diverged", "", "", "0 of 1"]
+    assert archive.side_by_side("all", tmp_path).loc["er", "n"] == "3 of 4", "with what the study had once"
+    assert len(archive.side_by_side("none", tmp_path)) == 0

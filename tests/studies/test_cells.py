@@ -8,9 +8,12 @@ import pytest
 
 import cl_lib
 from cl_lib.cli import main
-from cl_lib.results.table import frame
+from cl_lib.methods._registry import registry
+from cl_lib.results.table import frame, read_rows
+from cl_lib.studies import best
 from cl_lib.studies.cells import studies, study
 from cl_lib.studies.runner import run_study
+from cl_lib.studies.spaces import space
 
 ROOT = Path(__file__).resolve().parents[2]
 PATHS = sorted((ROOT / "notebooks" / "experiments").glob("*.yaml"))
@@ -124,3 +127,52 @@ def test_notebooks_run_fail_and_go_on(book, tmp_path, capsys):
     assert main(["study", str(book), "--out", str(tmp_path / "out")]) == 0
     assert "3 of 4 runs are in own-s.json already" in capsys.readouterr().out
     assert not [*folder.glob("*.failed*")] and len([*folder.glob("*.ipynb")]) == 4
+
+
+# --- all methods, best settings ---------------------------------------------------------------------------------
+
+
+def test_all_stands_for_every_method_that_serves_the_scenario(tmp_path):
+    methods = "[{method: all}, {method: er, memory: 9}]"
+    text = f"{{common: {{dataset: digits}}, studies: {{s: {{vary: {{scenario: [task, class]}}, methods: {methods}}}}}}}"
+    (tmp_path / "own.yaml").write_text(text)
+    found = [(c.settings["scenario"], c.settings["method"]) for c in study(tmp_path / "own.yaml", "s").cells]
+    own = {key: cls for key, cls in registry().items() if cls.__module__.startswith("cl_lib.")}
+    served = [(s, key) for s in ("task", "class") for key, cls in own.items() if s in cls.scenarios]
+    assert sorted(found) == sorted(served), "and one that is named beside it is not there twice"
+
+
+@pytest.mark.filterwarnings("ignore::cl_lib.PoorPairing")
+def test_a_study_uses_the_best_settings_and_searches_where_none_are_known(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    entry = {"settings": {"lr": 0.03, "strength": 7.0}, "fixed": {"batch_size": 99, "epochs": 9}}
+    best.write(best.FOLDER / "digits.yaml", "split-digits", "domain", "ewc", entry)
+    text = """
+    common: {dataset: digits, scenario: domain, per_class: 4, hidden: [10], epochs: 1, tasks: 2, best: true}
+    studies: {s: {search: {trials: 2, tasks: 1, validation: 0.2}, methods: [{method: ewc}, {method: si}]}}
+    """
+    (tmp_path / "own.yaml").write_text(text)
+    ewc, si = study("own.yaml", "s").cells
+    assert not ewc.ranges and (ewc.settings["lr"], ewc.settings["epochs"]) == (0.03, 1), "what is given stays"
+    assert si.ranges == space("si")
+    run_study("own.yaml", "s", "out")
+    first, second = read_rows("out/own-s.json")
+    assert first["run"]["best"] and first["run"]["strength"] == 7.0 and first["run"]["batch_size"] == 99
+    assert second["run"]["best"] and set(second["chosen"]) == set(space("si"))
+    (tmp_path / "own.yaml").write_text(text.replace("best: true", "best: 3"))
+    with pytest.raises(cl_lib.InputError, match="best: 3 cannot be meant"):
+        study("own.yaml", "s")
+
+
+def test_the_tables_settings_were_found_with_the_tables_budget():
+    checked = 0
+    for found in studies(ROOT / "notebooks" / "experiments" / "tables.yaml").values():
+        for cell in found.cells:
+            settings, kind = cell.settings, cell.settings.get("stream", "split")
+            known = best.read(best.file_of(f"{kind}-{settings['dataset']}")).get(settings["scenario"], {})
+            if entry := known.get(settings["method"]):
+                assert entry["fixed"] == {name: settings[name] for name in ("hidden", "batch_size", "epochs")}
+                assert entry["stream"] == {"per_class": settings["per_class"]}
+                assert entry["trials"] == found.search["trials"]
+                checked += 1
+    assert checked > 20

@@ -71,10 +71,20 @@ def test_a_trial_sees_held_out_images_of_the_first_tasks_only(tmp_path, monkeypa
 
 
 def test_all_methods_get_as_many_trials_and_one_file_holds_them(tmp_path, monkeypatch):
-    monkeypatch.setattr(cl_lib.studies.tuning, "registry", lambda: {k: registry()[k] for k in ("er", "hat")})
+    monkeypatch.setattr(cl_lib.studies.spaces, "registry", lambda: {k: registry()[k] for k in ("er", "hat")})
     found = tune(tmp_path, "all", *QUICK, "--scenario", "all", "--trials", 2, "--tasks", 1)
     assert {s: sorted(each) for s, each in found.items()} == {"class": ["er"], "domain": ["er"], "task": ["er", "hat"]}
     assert {entry["trials"] for each in found.values() for entry in each.values()} == {2}
+
+
+def test_a_file_keeps_its_first_comment(tmp_path):
+    place = tmp_path / "digits.yaml"
+    best.write(place, "split-digits", "task", "er", {"settings": {"lr": 0.1}})
+    place.write_text("# a note\n" + place.read_text("utf-8"), "utf-8")
+    best.write(place, "split-digits", "task", "si", {"settings": {"lr": 0.2}})
+    text = place.read_text("utf-8")
+    assert text.startswith("# a note\n" + best.HEAD.format(stream="split-digits"))
+    assert set(best.read(place)["task"]) == {"er", "si"}
 
 
 def test_a_stream_that_nobody_searched_and_a_damaged_file_are_told(tmp_path):
