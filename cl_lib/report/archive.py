@@ -82,6 +82,19 @@ def _interval(values: pd.Series) -> str:
     return tables.interval(values.dropna()) if values.notna().any() else "diverged"
 
 
+def published(name: str, results: Path = RESULTS) -> pd.Series:
+    """Accuracies that a paper prints, in per cent, mean ± standard deviation, by our name of the method.
+
+    They stand in ``data/published/<name>.csv``, with the table they are from and what it was measured on.
+    """
+    rows = pd.read_csv(results.parent / "published" / f"{name}.csv").set_index("method")
+    return rows.apply(lambda row: _printed(row["value"], row["std"]), axis=1)
+
+
+def _printed(value: float, std: float) -> str:
+    return f"{value:.1f} ± {std:.1f}"
+
+
 def three_scenarios(results: Path = RESULTS) -> pd.DataFrame:
     """Accuracy after the last of five tasks of Split-MNIST, in per cent, beside Hsu et al. (2018, table 2).
 
@@ -95,10 +108,10 @@ def three_scenarios(results: Path = RESULTS) -> pd.DataFrame:
         ours = study(f"three-scenarios-{scenario}", results)
         for name, settings in HSU.items():
             own = ours[_matching(ours, settings)].acc if len(ours) else []
-            published = theirs.loc[[(scenario, name)]] if (scenario, name) in theirs.index else []
+            printed = theirs.loc[[(scenario, name)]] if (scenario, name) in theirs.index else []
             cells.setdefault((scenario, "ours, n"), {})[name] = f"{tables.spread(own)}, {len(own)}" if len(own) else ""
             cells.setdefault((scenario, "Hsu et al."), {})[name] = (
-                f"{published['value'].item():.1f} ± {published['std'].item():.1f}" if len(published) else ""
+                _printed(printed["value"].item(), printed["std"].item()) if len(printed) else ""
             )
     return pd.DataFrame(cells)
 

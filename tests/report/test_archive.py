@@ -2,6 +2,7 @@
 
 import json
 
+from cl_lib.methods._registry import registry
 from cl_lib.report import archive
 
 
@@ -49,3 +50,9 @@ def test_methods_stand_side_by_side_the_most_accurate_first(tmp_path):
     assert table.loc["mas"].tolist() == ["diverged", "diverged", "", "", "0 of 1"]
     assert archive.side_by_side("all", tmp_path).loc["er", "n"] == "3 of 4", "with what the study had once"
     assert len(archive.side_by_side("none", tmp_path)) == 0
+
+
+def test_published_accuracies_go_by_our_names_of_methods():
+    printed = archive.published("buzzega2020")
+    assert printed["er"] == "44.8 ± 1.9" and printed["derpp"] == "64.9 ± 1.2"
+    assert set(printed.index) <= registry().keys()
