@@ -38,7 +38,8 @@ def test_studies_that_are_killed_ten_times_end_as_if_nothing_had_been(tmp_path):
 
 def test_a_killed_run_that_is_not_gone_on_with_is_noticed(tmp_path):
     some = kills.Work("study", "finetune", tmp_path)
-    some.finish("quiet")
+    command = [sys.executable, "-m", "cl_lib", *some.words, "--out", tmp_path / "quiet"]
+    subprocess.run(command, capture_output=True, check=True, timeout=300)  # no fork of a process that has trained
     with pytest.raises(kills.Told, match="left no result"):
         some.compare()
 
