@@ -7,6 +7,8 @@ from pathlib import Path
 import pandas as pd
 
 from cl_lib.errors import InputError
+from cl_lib.files import replacing
+from cl_lib.identity import provenance
 from cl_lib.places import place
 
 APART = ("run", "chosen", "code", "file")  # what a row holds besides settings and what was measured
@@ -35,6 +37,20 @@ def read_rows(path) -> list[dict]:
     if text is None:
         raise InputError(f"There is no file {path}: make it with `python -m cl_lib study`.")
     return parse(text, path)
+
+
+def text_of(rows: list[dict], about: dict) -> str:
+    """The text of a results file: where its rows come from, ``about`` them, and each row in a line."""
+    lines, origin = ",\n".join(map(json.dumps, rows)), json.dumps(provenance() | about)
+    return f'{{"provenance": {origin},\n"rows": [\n{lines}\n]}}\n'
+
+
+def write_rows(path, rows: list[dict], about: dict) -> None:
+    """A results file in one stroke: whoever is stopped leaves the former one."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary:
+        Path(temporary).write_text(text_of(rows, about), "utf-8")
 
 
 def frame(path, of: Iterable[dict] | None = None) -> pd.DataFrame:

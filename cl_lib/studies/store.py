@@ -10,9 +10,8 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator
 
-from cl_lib.identity import provenance
 from cl_lib.places import place
-from cl_lib.results.table import name_of, parse
+from cl_lib.results.table import name_of, parse, text_of
 from cl_lib.studies.cells import Cell, Study
 
 FAILED = ".failed.json"
@@ -130,6 +129,4 @@ class Store:
             claims.enter_context(self.out.claim(f"{self.title}.json", wait=True))
             rows = [*change(self.rows()).values()]
             if rows != self._tabled():
-                lines, origin = ",\n".join(map(json.dumps, rows)), json.dumps(provenance() | self.about)
-                text = f'{{"provenance": {origin},\n"rows": [\n{lines}\n]}}\n'
-                self.out.write(f"{self.title}.json", text.encode())
+                self.out.write(f"{self.title}.json", text_of(rows, self.about).encode())

@@ -7,13 +7,11 @@ one processor core):
 """
 
 import argparse
-import json
 from pathlib import Path
 
 import cl_lib
 import torch
-from cl_lib.files import replacing
-from cl_lib.identity import provenance
+from cl_lib.results.table import write_rows
 
 
 def main():
@@ -68,12 +66,7 @@ def main():
         acc = result.metrics().acc.mean()
         print(f"decay {decay}: accuracy {acc:.3f}", flush=True)
 
-    told = provenance() | vars(chosen) | {"out": chosen.out.name}
-    chosen.out.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(chosen.out) as temporary:
-        Path(temporary).write_text(
-            json.dumps({"provenance": told, "rows": rows})
-        )
+    write_rows(chosen.out, rows, vars(chosen) | {"out": chosen.out.name})
     print(chosen.out)
 
 

@@ -6,14 +6,12 @@ The network and its training are the chapter's own. On MNIST (a minute on one pr
 """
 
 import argparse
-import json
 from pathlib import Path
 
 import cl_lib
 import numpy as np
 from cl_lib import curvature
-from cl_lib.files import replacing
-from cl_lib.identity import provenance
+from cl_lib.results.table import write_rows
 
 
 def straight(x, λ):
@@ -72,12 +70,7 @@ def main():
         learner.learn(0)
         rows.append(row(learner, 0, chosen.samples, chosen.leading))
         print(rows[-1], flush=True)
-    told = provenance() | vars(chosen) | {"out": chosen.out.name}
-    chosen.out.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(chosen.out) as temporary:
-        Path(temporary).write_text(
-            json.dumps({"provenance": told, "rows": rows})
-        )
+    write_rows(chosen.out, rows, vars(chosen) | {"out": chosen.out.name})
     print(chosen.out)
 
 

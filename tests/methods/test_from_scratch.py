@@ -100,6 +100,13 @@ def unit(phi):
     return phi / phi.norm(dim=-1, keepdim=True).clamp(min=1e-12)
 
 
+def exemplars(lists, task, features, M):
+    """Each class's images, the first of its herd: as many for the new classes as are left for the old."""
+    of = {c: task.x[task.y == c] for c in task.rows}
+    lists = lists | {c: own[herded(features(own), M)] for c, own in of.items()}
+    return {c: own[: M // len(lists)] for c, own in lists.items()}
+
+
 def test_icarl():
     M = 25
     learner, W, tasks = trained("icarl", "class", memory=M)
@@ -122,10 +129,7 @@ def test_icarl():
 
             g = gradients(W, loss)
             W = {k: w - HOW["lr"] * g[k] for k, w in W.items()}
-        for c in task.rows:
-            own = task.x[task.y == c]
-            lists[c] = own[herded(unit(hidden(W, own)), M)]
-        lists = {c: own[: M // len(seen)] for c, own in lists.items()}
+        lists = exemplars(lists, task, lambda x, W=W: unit(hidden(W, x)), M)
     same(learner, W)
     for c, own in lists.items():
         torch.testing.assert_close(tasks[-1].kept.x[tasks[-1].kept.y == c], own)
@@ -185,10 +189,7 @@ def test_lucir(growth, over, K):
 
             g = gradients(W, loss)
             W = {k: w - HOW["lr"] * g[k] for k, w in W.items()}
-        for c in task.rows:
-            own = task.x[task.y == c]
-            lists[c] = own[herded(unit(body(W, own)), M)]
-        lists = {c: own[: M // len(seen)] for c, own in lists.items()}
+        lists = exemplars(lists, task, lambda x, W=W: unit(body(W, x)), M)
         for c, own in lists.items():
             torch.testing.assert_close(task.kept.x[task.kept.y == c], own)
         if t:
